@@ -1,0 +1,1 @@
+"""The synthetic world: problems, solutions, mistakes, text and streams."""
