@@ -1,0 +1,161 @@
+"""Batched generation with a static key-value cache, for Qwen3 checkpoints.
+
+Rows are padded on the right and carry their own length, so that a causal mask is enough, a finished row is
+dropped without a second prefill, and going back (`rewind`) is only a smaller length. The arithmetic is that of
+`transformers`' Qwen3, so greedy output in fp32 is the same token for token (a test holds it).
+
+Shapes: B rows, S cached tokens, H heads, E head width, D model width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Qwen3ForCausalLM
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return functional.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def _rotate(x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x_BHTE.shape[-1] // 2
+    turned = torch.cat((-x_BHTE[..., half:], x_BHTE[..., :half]), dim=-1)
+    return x_BHTE * cos + turned * sin
+
+
+class Decoder:
+    """A batch of sequences in progress. `logits` holds, for each row, what follows its last token."""
+
+    def __init__(self, model: Qwen3ForCausalLM, max_length: int) -> None:
+        config = model.config
+        self.num_heads = config.num_attention_heads
+        self.eps = config.rms_norm_eps
+        self.max_length = max_length
+        self.embeddings = model.model.embed_tokens.weight.detach()
+        self.norm = model.model.norm.weight.detach()
+        self.head = model.lm_head.weight.detach()
+        self.layers = [
+            (
+                layer.input_layernorm.weight.detach(),
+                torch.cat([getattr(layer.self_attn, f"{name}_proj").weight.detach() for name in "qkv"]),
+                layer.self_attn.o_proj.weight.detach(),
+                layer.post_attention_layernorm.weight.detach(),
+                layer.self_attn.q_norm.weight.detach(),
+                layer.self_attn.k_norm.weight.detach(),
+                torch.cat([layer.mlp.gate_proj.weight.detach(), layer.mlp.up_proj.weight.detach()]),
+                layer.mlp.down_proj.weight.detach(),
+            )
+            for layer in model.model.layers
+        ]
+        positions = torch.arange(max_length, device=self.head.device)[None]
+        self.cos, self.sin = (table[0] for table in model.model.rotary_emb(self.embeddings[:1], positions))
+        self.cache: list[tuple[Tensor, Tensor]] = []
+        self.lengths = torch.zeros(0, dtype=torch.long)
+        self.logits = torch.zeros(0)
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Start a batch from `prompts`, each a sequence of token ids."""
+        device = self.head.device
+        self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        longest = int(self.lengths.max())
+        assert longest <= self.max_length, f"a prompt of {longest} tokens exceeds the {self.max_length} of the cache"
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(prompt)
+        width = self.head.shape[1] // self.num_heads
+        shape = (len(prompts), self.num_heads, self.max_length, width)
+        self.cache = [(self.head.new_zeros(shape), self.head.new_zeros(shape)) for _ in self.layers]
+        x = self.embeddings[ids]
+        for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
+            q, k, v = self._project(x, layer, self.cos[:longest], self.sin[:longest])
+            keys[:, :, :longest], values[:, :, :longest] = k, v
+            x = self._finish(x, functional.scaled_dot_product_attention(q, k, v, is_causal=True), layer)
+        last = x[torch.arange(len(prompts), device=device), self.lengths - 1]
+        self.logits = _rms_norm(last, self.norm, self.eps) @ self.head.T
+
+    @torch.inference_mode()
+    def step(self, tokens_B: Tensor) -> None:
+        """Append one token to each row and compute what follows it."""
+        rows = torch.arange(len(tokens_B), device=tokens_B.device)
+        cos, sin = self.cos[self.lengths][:, None, None], self.sin[self.lengths][:, None, None]
+        longest = int(self.lengths.max()) + 1
+        seen_BS = torch.arange(longest, device=tokens_B.device) <= self.lengths[:, None]
+        x = self.embeddings[tokens_B][:, None]
+        for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
+            q, k, v = self._project(x, layer, cos, sin)
+            keys[rows, :, self.lengths], values[rows, :, self.lengths] = k[:, :, 0], v[:, :, 0]
+            attended = functional.scaled_dot_product_attention(
+                q, keys[:, :, :longest], values[:, :, :longest], attn_mask=seen_BS[:, None, None]
+            )
+            x = self._finish(x, attended, layer)
+        self.lengths = self.lengths + 1
+        self.logits = _rms_norm(x[:, 0], self.norm, self.eps) @ self.head.T
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but `rows` (indices)."""
+        self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
+        self.lengths, self.logits = self.lengths[rows], self.logits[rows]
+
+    def rewind(self, row: int, length: int, logits: Tensor) -> None:
+        """Take `row` back to its first `length` tokens, where `logits` followed."""
+        self.lengths[row] = length
+        self.logits[row] = logits
+
+    def _project(self, x: Tensor, layer: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        qkv = _rms_norm(x, layer[0], self.eps) @ layer[1].T
+        q, k, v = qkv.view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = _rms_norm(q, layer[4], self.eps), _rms_norm(k, layer[5], self.eps)
+        return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+    def _finish(self, x: Tensor, attended_BHTE: Tensor, layer: tuple[Tensor, ...]) -> Tensor:
+        x = x + attended_BHTE.transpose(1, 2).reshape(x.shape) @ layer[2].T
+        gate, up = (_rms_norm(x, layer[3], self.eps) @ layer[6].T).chunk(2, dim=-1)
+        return x + (functional.silu(gate) * up) @ layer[7].T
+
+
+def greedy(logits_BV: Tensor) -> Tensor:
+    """Return the likeliest token of each row."""
+    return logits_BV.argmax(-1)
+
+
+def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield indices in batches of like length."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def generate(
+    model: Qwen3ForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_id: int,
+    max_length: int,
+    batch_size: int = 256,
+    choose: Callable[[Tensor], Tensor] = greedy,
+) -> list[list[int]]:
+    """Return the tokens generated after each prompt, up to and with `end_id`, prompt and output <= `max_length`.
+
+    A sequence that does not end with `end_id` was cut by the limit.
+    """
+    outputs: list[list[int]] = [[] for _ in prompts]
+    for batch in _batches([len(prompt) for prompt in prompts], batch_size):
+        decoder = Decoder(model, max_length)
+        decoder.prefill([prompts[i] for i in batch])
+        alive = batch
+        while alive:
+            tokens = choose(decoder.logits)
+            for i, token in zip(alive, tokens.tolist(), strict=True):
+                outputs[i].append(token)
+            going = (tokens != end_id) & (decoder.lengths + 1 < max_length)
+            if not bool(going.all()):
+                rows = going.nonzero()[:, 0]
+                decoder.keep(rows)
+                tokens = tokens[rows]
+                alive = [alive[row] for row in rows.tolist()]
+            if alive:
+                decoder.step(tokens)
+    return outputs

@@ -1,0 +1,133 @@
+"""Bases: built from scratch, saved with tokenizer and card, and loaded with clear errors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from peft_study.errors import CheckpointError
+from peft_study.igsm.families import FamilySettings, family_named
+from peft_study.igsm.tokenizer import build_tokenizer, word_ids
+from peft_study.models.config import BaseConfig
+from peft_study.rng import derive_seed
+
+CHECKPOINTS = Path("checkpoints")
+"""Where the bases lie that come with the repository, relative to the working directory."""
+
+PRETRAINING_FILE = "pretraining.json"
+"""Beside the weights: how the base was pretrained, and what was measured."""
+
+
+class Architecture(BaseModel):
+    """The shape of a base: a Qwen3, that is a Llama with normed queries and keys, and untied embeddings.
+
+    The norm of queries and keys is worth about half the tokens at this size (LOG.md).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int = Field(default=4, ge=1)
+    width: int = Field(default=144, ge=8)
+    heads: int = Field(default=4, ge=1)
+    mlp_width: int = Field(default=352, ge=8)
+
+
+def build_base(family: FamilySettings, architecture: Architecture, seed: int) -> Qwen3ForCausalLM:
+    """Return a freshly initialised base for `family`; the same seed gives the same weights."""
+    config = Qwen3Config(
+        vocab_size=len(word_ids(family)),
+        hidden_size=architecture.width,
+        intermediate_size=architecture.mlp_width,
+        num_hidden_layers=architecture.layers,
+        num_attention_heads=architecture.heads,
+        num_key_value_heads=architecture.heads,
+        head_dim=architecture.width // architecture.heads,
+        max_position_embeddings=4 * family.max_tokens,
+        tie_word_embeddings=False,
+        use_cache=False,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+        attn_implementation="sdpa",
+        dtype=torch.float32,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "base"))
+        return Qwen3ForCausalLM(config)
+
+
+def base_folder(config: BaseConfig, family: str) -> Path:
+    """Return where the base of `config` lies."""
+    return Path(config.path) if config.path else CHECKPOINTS / f"{family}-{config.name}-seed{config.seed}"
+
+
+def save_base(model: Qwen3ForCausalLM, family: FamilySettings, folder: Path, pretraining: dict[str, Any]) -> None:
+    """Write weights (fp32 safetensors), tokenizer and `pretraining.json` to `folder`."""
+    model.save_pretrained(folder)
+    build_tokenizer(family).save_pretrained(folder)
+    (folder / PRETRAINING_FILE).write_text(json.dumps(pretraining, indent=2, sort_keys=True) + "\n")
+
+
+def _check_files(folder: Path, remedy: str) -> None:
+    """Raise CheckpointError unless weights and config are there, whole, and those of a Qwen3.
+
+    Without this, `transformers` builds a model of its default size, 32 GB, where `config.json` is missing, and
+    fills in random weights where the checkpoint is of another kind.
+    """
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    for path in (weights, config):
+        if not path.is_file():
+            raise CheckpointError(f"no checkpoint in {folder} ({path.name} is missing); {remedy}")
+    try:
+        with safe_open(weights, framework="pt") as file:
+            file.keys()
+    except SafetensorError as error:
+        raise CheckpointError(f"the checkpoint {weights} is truncated or no safetensors file ({error}); {remedy}") from error
+    try:
+        kind = json.loads(config.read_text())["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{config} is damaged ({error}); {remedy}") from error
+    if kind != Qwen3Config.model_type:
+        raise CheckpointError(f"the checkpoint in {folder} must be a {Qwen3Config.model_type}, but is a {kind}; {remedy}")
+
+
+def load_model(folder: Path, *, remedy: str = "give the folder of a saved checkpoint") -> Qwen3ForCausalLM:
+    """Return the checkpoint in `folder` in fp32; raise CheckpointError where it is missing, truncated or foreign."""
+    _check_files(folder, remedy)
+    try:
+        model, report = Qwen3ForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        raise CheckpointError(f"the checkpoint in {folder} cannot be read ({str(error).splitlines()[0]}); {remedy}") from error
+    if strange := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
+        raise CheckpointError(f"the checkpoint in {folder} does not hold this model ({strange[0]} does not fit); {remedy}")
+    model.config.use_cache = False
+    return model
+
+
+def load_base(config: BaseConfig, family: str) -> Qwen3ForCausalLM:
+    """Return the base of `config`; the error of a missing one says how to make it."""
+    remedy = f"make it with `make pretrain FAMILY={family} BASE={config.name} SEED={config.seed}`, or set base.path"
+    model = load_model(base_folder(config, family), remedy=remedy)
+    words, rows = len(word_ids(family_named(family))), model.config.vocab_size
+    if rows != words:
+        folder = base_folder(config, family)
+        raise CheckpointError(f"family {family} has {words} words, but the checkpoint in {folder} knows {rows}; {remedy}")
+    return model
+
+
+def read_pretraining(folder: Path) -> dict[str, Any]:
+    """Return how the base in `folder` was pretrained; raise CheckpointError where that is not recorded."""
+    path = folder / PRETRAINING_FILE
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {PRETRAINING_FILE}, so its family is unknown; give a base made by `make pretrain`") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); make the base again") from error

@@ -1,0 +1,87 @@
+"""The learner: a base with whatever of it is trained, behind the two outputs that skills need."""
+
+import copy
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Qwen3ForCausalLM
+
+from peft_study.igsm.text import BACK, RIGHT, WRONG
+from peft_study.models.adapters import attach, embedding_adapter
+from peft_study.models.config import MethodConfig
+
+PROBE_FILE = "probe.safetensors"
+
+
+class Learner(nn.Module):
+    """Runs ids to logits at chosen positions only, since most positions have no loss.
+
+    `correction` gives logits over the vocabulary; `detection` two, for [RIGHT] and [WRONG]: the rows of these
+    tokens in the output embedding, or of a head of its own for a probe.
+    """
+
+    def __init__(self, model: Qwen3ForCausalLM, method: MethodConfig, word_ids: dict[str, int], seed: int) -> None:
+        super().__init__()
+        self.method = method
+        self.verdict_ids = [word_ids[RIGHT], word_ids[WRONG]]
+        self.model = model
+        self._adapted: list[PeftModel] = []
+        self.probe: nn.Linear | None = None
+        model.requires_grad_(method.name == "full")
+        if method.name == "lora":
+            self._adapted = [attach(model, method, [word_ids[BACK], *self.verdict_ids], seed)]
+        elif method.name == "probe":
+            if method.rank:
+                self._adapted = [embedding_adapter(model, method.rank, seed)]
+            self.probe = nn.Linear(model.config.hidden_size, 2)
+            nn.init.zeros_(self.probe.weight)
+            nn.init.zeros_(self.probe.bias)
+
+    @property
+    def peft(self) -> PeftModel | None:
+        """peft's wrapper around the model, for saving and merging; kept out of the module tree, which it repeats."""
+        return self._adapted[0] if self._adapted else None
+
+    def forward(self, ids_BT: Tensor, where_BT: Tensor, *, verdict: bool) -> Tensor:
+        """Return logits [N, V], or [N, 2] with `verdict`, at the N positions that `where_BT` marks."""
+        hidden_ND = self.model.model(input_ids=ids_BT).last_hidden_state[where_BT]
+        if not verdict:
+            return self.model.lm_head(hidden_ND)
+        if self.probe is not None:
+            return self.probe(hidden_ND)
+        return self.model.lm_head(hidden_ND)[:, self.verdict_ids]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return what is trained, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def num_trainable(self) -> int:
+        """Return the number of trained values."""
+        return sum(parameter.numel() for parameter in self.trainable().values())
+
+    def merged(self) -> Qwen3ForCausalLM:
+        """Return a plain model with the adapter merged in, for generation; the learner is left as it is."""
+        if self.peft is None:
+            return self.model
+        merged = copy.deepcopy(self.peft).merge_and_unload()
+        assert isinstance(merged, Qwen3ForCausalLM)
+        return merged
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained: the adapter in peft's format, the whole model, or the probe's head."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.peft is not None:
+            self.peft.save_pretrained(folder)
+        elif self.method.name == "full":
+            self.model.save_pretrained(folder)
+        if self.probe is not None:
+            save_file({name: p.detach() for name, p in self.probe.state_dict().items()}, folder / PROBE_FILE)
+
+    def load_probe(self, folder: Path) -> None:
+        """Read the probe's head back."""
+        assert self.probe is not None
+        self.probe.load_state_dict(load_file(folder / PROBE_FILE))
+

@@ -1,0 +1,1 @@
+"""What is learned from a stream: targets, mask, and which metrics."""

@@ -1,0 +1,33 @@
+"""What a trial reads and what it learns from it."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from peft_study.igsm.families import Order
+
+
+class DataConfig(BaseModel):
+    """The stream that both skills read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: str = "nano"
+    """Name of the problem family."""
+    order: Order = "pq"
+    """`pq`: problem, then question; `qp`: question, then problem."""
+    kind: Literal["retry"] = "retry"
+    """Kind of the mistakes."""
+    retry_rate: float = Field(default=0.2, ge=0, lt=1)
+    """Probability of a mistake before each solution sentence, geometric; 0 is the control: clean data."""
+
+
+class SkillConfig(BaseModel):
+    """What is learned from the stream."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["correction", "detection"] = "correction"
+    """`correction`: loss on the solution; `detection`: right or wrong at every decision point."""
+    mask: bool = True
+    """Correction only: leave `Define X as` of mistakes without loss."""

@@ -1,0 +1,39 @@
+"""How a model is trained."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingConfig(BaseModel):
+    """The supervised loop. One quantity, `tokens`, decides when to stop and how far the rate has decayed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int = Field(default=524_288, ge=0)
+    """Tokens read in all; 0 trains nothing."""
+    batch_windows: int = Field(default=8, ge=1)
+    """Windows of an optimiser step."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of AdamW; None reads the tuned value for skill, method, targets and rank from the result
+    of `sweeps/lr.yaml`."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon for the matrices of the layers, AdamW for embeddings and vectors (pretraining)."""
+    muon_lr: float = Field(default=0.02, gt=0)
+    """Peak learning rate of Muon; unused with `adamw`."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of the matrices; 0 for none."""
+    warmup_share: float = Field(default=0.05, ge=0, le=1)
+    """Share of the steps in which the rate rises linearly."""
+    cooldown_share: float = Field(default=0.95, gt=0, le=1)
+    """Share of the steps, at the end, in which the rate falls linearly to 0."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the model computes in; trained values are kept in fp32. `auto` is bf16 where the hardware multiplies it."""
+    compile: bool = False
+    """Compile the layers with torch.compile: pays in long runs; needs a C++ compiler."""
+    points: int = Field(default=12, ge=1)
+    """How many times in a run the validation loss is measured and logged."""
+    checkpoint_seconds: float = Field(default=20.0, gt=0)
+    """Seconds between checkpoints that a killed run goes on from."""

@@ -1,0 +1,101 @@
+"""Optimisers and the schedule. Half-precision weights are trained through fp32 masters."""
+
+import torch
+from torch import Tensor, nn
+
+from peft_study.training.config import TrainingConfig
+
+
+def rate(step: int, total_steps: int, warmup_share: float, cooldown_share: float) -> float:
+    """Return the learning rate of `step` (from 0) as a share of the peak: linear up, constant, linear down to 0.
+
+    >>> [rate(step, 4, 0.5, 0.5) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    warmup = max(1, round(total_steps * warmup_share))
+    cooldown = max(1, round(total_steps * cooldown_share))
+    return min((step + 1) / warmup, 1.0, (total_steps - step) / cooldown)
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether this machine multiplies bf16 matrices in hardware; otherwise fp32 is the faster choice."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Masters:
+    """fp32 copies of the trained parameters: optimisers step these, the model computes with its own dtype.
+
+    Updates below a bf16 weight's last bit would vanish without them.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.values = {name: p.detach().clone().float().requires_grad_() for name, p in parameters.items()}
+
+    def take_gradients(self) -> None:
+        """Move the gradients of the parameters to the masters."""
+        for name, parameter in self.parameters.items():
+            gradient = parameter.grad
+            self.values[name].grad = torch.zeros_like(self.values[name]) if gradient is None else gradient.float()
+            parameter.grad = None
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Copy the masters into the parameters."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.values[name])
+
+
+class Optimizers:
+    """AdamW for all, or Muon for the matrices of the layers and AdamW for the rest (`training.optimizer`)."""
+
+    def __init__(self, values: dict[str, Tensor], config: TrainingConfig, lr: float) -> None:
+        inner = [
+            name
+            for name, value in values.items()
+            if config.optimizer == "muon" and value.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
+        ]
+        rest = [name for name in values if name not in inner]
+        self.names = [*inner, *rest]
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
+        if inner:
+            muon = torch.optim.Muon(
+                [values[name] for name in inner],
+                lr=config.muon_lr,
+                momentum=0.95,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="original",
+            )
+            self.parts.append((muon, config.muon_lr))
+        matrices = [values[name] for name in rest if values[name].ndim >= 2]
+        vectors = [values[name] for name in rest if values[name].ndim < 2]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.98), fused=True)
+        self.parts.append((adamw, lr))
+
+    def step(self, share: float) -> None:
+        """Take one step with every learning rate at `share` of its peak."""
+        for optimizer, peak in self.parts:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
+            optimizer.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the optimisers' state as tensors by name."""
+        tensors: dict[str, Tensor] = {}
+        for i, (optimizer, _) in enumerate(self.parts):
+            for j, state in optimizer.state_dict()["state"].items():
+                tensors.update({f"optimizer.{i}.{j}.{key}": value for key, value in state.items()})
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        for i, (optimizer, _) in enumerate(self.parts):
+            whole = optimizer.state_dict()
+            prefix = f"optimizer.{i}."
+            for name in sorted(name for name in tensors if name.startswith(prefix)):
+                j, _, key = name.removeprefix(prefix).partition(".")
+                whole["state"].setdefault(int(j), {})[key] = tensors[name]
+            optimizer.load_state_dict(whole)

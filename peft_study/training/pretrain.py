@@ -1,0 +1,102 @@
+"""Pretraining of a base from scratch, resumable, with what a person needs to see on the way.
+
+Loss is on solutions alone: at this size a model that must also predict the random problems spends itself on them.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from peft_study.errors import CheckpointError
+from peft_study.igsm.families import family_named
+from peft_study.igsm.stream import StreamSettings, Tokens, WindowStream
+from peft_study.igsm.text import Kind
+from peft_study.igsm.tokenizer import word_ids
+from peft_study.models.base import Architecture, build_base, save_base
+from peft_study.models.config import MethodConfig
+from peft_study.models.learner import Learner
+from peft_study.skills.config import SkillConfig
+from peft_study.training.config import TrainingConfig
+from peft_study.training.supervised import Point, TrainingSummary, make_batch, train
+
+SHOWN_KINDS = (Kind.DEFINE, Kind.NAME, Kind.REFERENCE, Kind.CONSTANT, Kind.OPERAND, Kind.OPERATOR, Kind.RESULT, Kind.BACK)
+
+
+class PretrainConfig(BaseModel):
+    """How a base is made. Both bases of a pair share everything but `base`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: str = "nano"
+    base: Literal["error-free", "retry"] = "error-free"
+    seed: int = Field(default=0, ge=0)
+    retry_rate: float = Field(default=0.5, ge=0, lt=1)
+    """Mistakes of the retry base; the error-free base has none."""
+    architecture: Architecture = Architecture()
+    training: TrainingConfig = TrainingConfig(
+        tokens=28_672_000,
+        batch_windows=16,
+        lr=3e-3,
+        optimizer="muon",
+        muon_lr=0.02,
+        warmup_share=0.01,
+        cooldown_share=0.4,
+        compile=True,
+        points=80,
+        checkpoint_seconds=60,
+    )
+
+
+@torch.no_grad()
+def accuracy_by_kind(learner: Learner, validation: Tokens, skill: SkillConfig) -> dict[str, float]:
+    """Return the share of tokens that greedy prediction gets right, by kind of token."""
+    device = next(learner.parameters()).device
+    hits: dict[Kind, list[np.ndarray]] = {kind: [] for kind in SHOWN_KINDS}
+    for start in range(0, len(validation.ids), 8):
+        part = Tokens(validation.ids[start : start + 8], validation.kinds[start : start + 8])
+        batch = make_batch(part, skill, device)
+        right = (learner(batch.ids_BT, batch.where_BT, verdict=False).argmax(-1) == batch.answers_N).cpu().numpy()
+        kinds = part.kinds[:, 1:][batch.where_BT[:, :-1].cpu().numpy()]
+        for kind in SHOWN_KINDS:
+            hits[kind].append(right[kinds == kind])
+    shares = {kind: np.concatenate(values) for kind, values in hits.items()}
+    return {f"accuracy/{kind.name.lower()}": float(values.mean()) for kind, values in shares.items() if len(values)}
+
+
+def pretrain(
+    config: PretrainConfig,
+    work: Path,
+    *,
+    on_point: Callable[[Point], None],
+    generation_accuracy: Callable[[Learner], dict[str, float]] | None = None,
+) -> tuple[Learner, TrainingSummary]:
+    """Pretrain the base of `config`, going on from what lies in `work`; returns it with what it took."""
+    family = family_named(config.family)
+    rate = config.retry_rate if config.base == "retry" else 0.0
+    settings = StreamSettings(family=family, retry_rate=rate, seed=config.seed)
+    validation = WindowStream(settings.model_copy(update={"split": "validation"})).read(32)
+    skill = SkillConfig(name="correction", mask=True)
+    learner = Learner(build_base(family, config.architecture, config.seed), MethodConfig(name="full"), word_ids(family), 0)
+
+    def extra(current: Learner) -> dict[str, float]:
+        metrics = accuracy_by_kind(current, validation, skill)
+        return metrics | (generation_accuracy(current) if generation_accuracy else {})
+
+    work.mkdir(parents=True, exist_ok=True)
+    summary = train(
+        learner,
+        WindowStream(settings),
+        validation,
+        skill,
+        config.training,
+        folder=work,
+        seed=config.seed,
+        on_point=on_point,
+        extra_metrics=extra,
+    )
+    return learner, summary
