@@ -8,6 +8,7 @@ Shapes: B rows, S cached tokens, H heads, E head width, D model width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class Decoder:
         self.embeddings = model.model.embed_tokens.weight.detach()
         self.norm = model.model.norm.weight.detach()
         self.head = model.lm_head.weight.detach()
+        # The stubs of transformers take a layer's parts for tensors.
+        layers: list[Any] = list(model.model.layers)
         self.layers = [
             (
                 layer.input_layernorm.weight.detach(),
@@ -47,7 +50,7 @@ class Decoder:
                 torch.cat([layer.mlp.gate_proj.weight.detach(), layer.mlp.up_proj.weight.detach()]),
                 layer.mlp.down_proj.weight.detach(),
             )
-            for layer in model.model.layers
+            for layer in layers
         ]
         positions = torch.arange(max_length, device=self.head.device)[None]
         self.cos, self.sin = (table[0] for table in model.model.rotary_emb(self.embeddings[:1], positions))
@@ -99,6 +102,7 @@ class Decoder:
         self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
         self.lengths, self.logits = self.lengths[rows], self.logits[rows]
 
+    @torch.inference_mode()
     def rewind(self, row: int, length: int, logits: Tensor) -> None:
         """Take `row` back to its first `length` tokens, where `logits` followed."""
         self.lengths[row] = length

@@ -78,7 +78,9 @@ def generate_with_regret(
         for at, index in enumerate(alive):
             _look_back(rows[index], decoder, at, max_retries)
         going = [
-            at for at, index in enumerate(alive) if rows[index].tokens[-1:] != [end_id] and decoder.lengths[at] < max_length - 1
+            at
+            for at, index in enumerate(alive)
+            if rows[index].tokens[-1:] != [end_id] and decoder.lengths[at] < max_length - 1
         ]
         if len(going) < len(alive):
             decoder.keep(torch.tensor(going, dtype=torch.long))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from peft_study.igsm.families import FamilySettings
@@ -52,7 +53,7 @@ def draw_structure(rng: Random, shape: Shape) -> list[list[list[int]]]:
     """
     counts = [shape.w0] * shape.d
     while True:
-        most = sum(a * b for a, b in zip(counts, counts[1:], strict=False))
+        most = sum(a * b for a, b in pairwise(counts))
         fewest = sum(counts[1:])
         if most >= shape.e and (fewest == shape.e or rng.random() >= shape.p):
             break
@@ -69,4 +70,6 @@ def draw_structure(rng: Random, shape: Shape) -> list[list[list[int]]]:
         if (i, j, k) not in edges
     ]
     edges.update(rng.sample(others, max(0, min(shape.e - len(edges), len(others)))))
-    return [[[k for k in range(counts[i + 1]) if (i, j, k) in edges] for j in range(counts[i])] for i in range(shape.d - 1)]
+    return [
+        [[k for k in range(counts[i + 1]) if (i, j, k) in edges] for j in range(counts[i])] for i in range(shape.d - 1)
+    ]

@@ -98,8 +98,8 @@ def num_ops(num_parents: int) -> int:
     return max(1, num_parents - 1)
 
 
-class _Impossible(Exception):
-    """This draw cannot be completed; draw again."""
+class _ImpossibleError(Exception):
+    """Raised where a draw cannot be completed and must be made again."""
 
 
 class _Builder:
@@ -174,7 +174,7 @@ class _Builder:
         rng, edge_rate, scale = self.rng, self.rng.random(), abs(self.rng.gauss(0, 1))
         unplaced = list(self.parents)
         if not unplaced:
-            raise _Impossible
+            raise _ImpossibleError
         waiting = dict.fromkeys(unplaced, 0)
         for parents in self.parents.values():
             for parent in parents:
@@ -203,7 +203,7 @@ class _Builder:
                 needed.add(chosen)
                 ready = [node for node in free if node in needed]
             if not ready:
-                raise _Impossible
+                raise _ImpossibleError
             current = rng.choice(ready)
         return placed[::-1]
 
@@ -215,7 +215,7 @@ class _Builder:
         for _ in range(self.shape.s - num_ops_least):
             roomy = [node for node in room if extra[node] < room[node]]
             if not roomy:
-                raise _Impossible
+                raise _ImpossibleError
             extra[rng.choice(roomy)] += 1
         for i, node in enumerate(order):
             if node.abstract:
@@ -299,9 +299,7 @@ def _draw_names(rng: Random, family: FamilySettings, counts: list[int]) -> tuple
     return (tuple(category.name for category in categories), *items)
 
 
-def _in_order(
-    node: Parameter, parents: tuple[Parameter, ...], place: dict[Parameter, int]
-) -> tuple[Parameter, ...]:
+def _in_order(node: Parameter, parents: tuple[Parameter, ...], place: dict[Parameter, int]) -> tuple[Parameter, ...]:
     """Return an abstract parameter's terms in the order in which the solution defines what they count.
 
     The order of items is not in the text, so any other order would be noise that no model can predict.
@@ -318,7 +316,7 @@ def _try_problem(rng: Random, family: FamilySettings, op: int) -> Problem:
     order = builder.sort_parameters()
     builder.add_operands(order, least)
     if builder.total_ops(order) != op:
-        raise _Impossible
+        raise _ImpossibleError
     builder.add_unnecessary()
     counts = [len(layer) for layer in builder.children]
     counts.append(1 + max(k for held in builder.children[-1] for k in held))
@@ -339,10 +337,12 @@ def draw_problem(rng: Random, family: FamilySettings, op: int) -> Problem:
 
     Raises DataError where `family` cannot make one.
     """
+    if op < 1:
+        raise DataError(f"op must be at least 1, but got {op}; every solution takes an operation")
     for _ in range(MAX_DRAWS):
         try:
             return _try_problem(rng, family, op)
-        except _Impossible:
+        except _ImpossibleError:
             continue
     raise DataError(
         f"family {family.name!r} makes no problem with op={op} in {MAX_DRAWS} draws; "

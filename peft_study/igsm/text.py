@@ -169,7 +169,7 @@ def _calculation_words(calculation: Calculation) -> list[Word]:
 
 
 def step_words(problem: Problem, step: Step) -> list[Word]:
-    """Return the words of `Define X as p; ...; so p = ... .`"""
+    """Return the words of a step: `Define X as p; ...; so p = ...`, with its full stop."""
     own = step.calculations[-1].letter
     owner, thing = problem.names(step.parameter)
     words = [
@@ -190,7 +190,7 @@ def step_words(problem: Problem, step: Step) -> list[Word]:
 
 
 def mistake_words(problem: Problem, mistake: Mistake) -> list[Word]:
-    """Return the words of `Define X as [BACK].`"""
+    """Return the words of a mistake that is taken back: `Define X as [BACK]`, with its full stop."""
     owner, thing = problem.names(mistake.parameter)
     return [
         *(Word(text, Kind.MISTAKE) for text in ("Define", owner, "'s", thing)),

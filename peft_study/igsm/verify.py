@@ -9,6 +9,7 @@ are not compared, only parents, arithmetic and answer. Neither counts an unneces
 from collections import Counter
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import reduce
 
 from peft_study.igsm.parse import (
     ParsedCalculation,
@@ -89,7 +90,13 @@ class Judgement:
 
     def cut(self) -> "Judgement":
         """Return the verdict on a solution that the length limit cut: truncated, whatever else its end is."""
-        if self.outcome in (Verdict.NOT_COMPUTABLE, Verdict.REPEATED, Verdict.LOOKUP, Verdict.ARITHMETIC, Verdict.LETTER):
+        if self.outcome in (
+            Verdict.NOT_COMPUTABLE,
+            Verdict.REPEATED,
+            Verdict.LOOKUP,
+            Verdict.ARITHMETIC,
+            Verdict.LETTER,
+        ):
             return self
         steps = self.steps if self.ok else self.steps[:-1]
         return replace(self, steps=(*steps, Verdict.TRUNCATED), reason="cut by the length limit")
@@ -100,7 +107,9 @@ class Judgement:
         return None if self.ok else len(self.steps) - 1
 
 
-class _Wrong(Exception):
+class _WrongError(Exception):
+    """Raised by a wrong step, with what is wrong."""
+
     def __init__(self, verdict: Verdict, reason: str) -> None:
         super().__init__(reason)
         self.verdict = verdict
@@ -157,6 +166,7 @@ class ProblemFacts:
         for owner in self.children:
             self._set_layer(owner, 0)
         self.category_layers: dict[str, list[int]] = {}
+        self.values: dict[Reference, int] = {}
 
     def _set_layer(self, item: str, at_least: int) -> None:
         if self.layer.get(item, -1) >= at_least:
@@ -170,7 +180,8 @@ class ProblemFacts:
     def _candidates(self, category: str) -> list[int]:
         if category not in self.category_layers:
             ours = {layer for item, layer in self.layer.items() if CATEGORY_OF.get(item) == category}
-            self.category_layers[category] = sorted(ours or set(self.layer.values()) - {0})
+            foreign = not self.layer.keys() <= CATEGORY_OF.keys()
+            self.category_layers[category] = sorted(ours or (set(self.layer.values()) - {0} if foreign else ()))
         return self.category_layers[category]
 
     def _count(self, owner: str, layer: int, category: str) -> Expression | None:
@@ -197,6 +208,22 @@ class ProblemFacts:
             return []
         counts = [(layer, self._count(owner, layer, category)) for layer in self._candidates(category)]
         return [(layer, count) for layer, count in counts if count is not None]
+
+    def value(self, reference: Reference, modulus: int) -> int:
+        """Return the true value of `reference`, which must be one that can be computed."""
+
+        def value_of(expression: Expression) -> int:
+            kind, inner = expression[0], expression[1:]
+            if kind == "constant":
+                return inner[0] % modulus
+            if kind == "parameter":
+                return self.value(inner[0], modulus)
+            parts = map(value_of, inner[0] if kind in "+*" else inner)
+            return reduce(lambda left, right: apply(kind, left, right, modulus), parts)
+
+        if reference not in self.values:
+            self.values[reference] = value_of(self.expressions(reference)[0][1])
+        return self.values[reference]
 
     def necessary(self) -> set[Reference]:
         """Return everything the question needs, itself included."""
@@ -232,31 +259,31 @@ class Verifier:
         if text.isdigit():
             return int(text), ("constant", int(text))
         if text not in self.values:
-            raise _Wrong(Verdict.LOOKUP, f"letter {text!r} is not bound")
+            raise _WrongError(Verdict.LOOKUP, f"letter {text!r} is not bound")
         return self.values[text], self.expressions[text]
 
     def _calculate(self, calculation: ParsedCalculation) -> None:
         letter = calculation.letter
         if letter in self.values:
-            raise _Wrong(Verdict.LETTER, f"letter {letter!r} is bound already")
+            raise _WrongError(Verdict.LETTER, f"letter {letter!r} is bound already")
         terms = [self._term(text) for text in calculation.hint]
         if len(terms) == 1:
             value, expression = terms[0]
             if calculation.result != value:
-                raise _Wrong(Verdict.LOOKUP, f"{calculation.hint[0]} is {value}, not {calculation.result}")
+                raise _WrongError(Verdict.LOOKUP, f"{calculation.hint[0]} is {value}, not {calculation.result}")
         else:
             for text, number, (value, _) in zip(calculation.hint, calculation.numbers, terms, strict=True):
                 if number != value:
-                    raise _Wrong(Verdict.LOOKUP, f"{text} is {value}, not {number}")
+                    raise _WrongError(Verdict.LOOKUP, f"{text} is {value}, not {number}")
             operator = calculation.hint_operator
             if operator != calculation.numbers_operator:
-                raise _Wrong(Verdict.LOOKUP, f"operation {operator!r} becomes {calculation.numbers_operator!r}")
+                raise _WrongError(Verdict.LOOKUP, f"operation {operator!r} becomes {calculation.numbers_operator!r}")
             value = apply(operator, terms[0][0], terms[1][0], self.modulus)
             if calculation.result != value:
-                raise _Wrong(Verdict.ARITHMETIC, f"the result is {value}, not {calculation.result}")
+                raise _WrongError(Verdict.ARITHMETIC, f"the result is {value}, not {calculation.result}")
             expression = _combine(operator, terms[0][1], terms[1][1])
         if value >= self.modulus:
-            raise _Wrong(Verdict.LOOKUP, f"{value} is not below the modulus {self.modulus}")
+            raise _WrongError(Verdict.LOOKUP, f"{value} is not below the modulus {self.modulus}")
         self.values[letter], self.expressions[letter] = value, expression
 
     def _fits(self, found: Expression, expected: Expression) -> bool:
@@ -266,18 +293,18 @@ class Verifier:
         """Judge one step and remember it; raise with verdict and reason if it is wrong."""
         reference = step.reference
         if reference in self.known:
-            raise _Wrong(Verdict.REPEATED, f"each {reference[0]}'s {reference[1]} is known already")
+            raise _WrongError(Verdict.REPEATED, f"each {reference[0]}'s {reference[1]} is known already")
         candidates = self.facts.expressions(reference)
         computable = [(layer, e) for layer, e in candidates if parents_of(e) <= self.known.keys()]
         if not computable:
             why = "cannot be computed yet" if candidates else "does not exist"
-            raise _Wrong(Verdict.NOT_COMPUTABLE, f"each {reference[0]}'s {reference[1]} {why}")
+            raise _WrongError(Verdict.NOT_COMPUTABLE, f"each {reference[0]}'s {reference[1]} {why}")
         for calculation in step.calculations:
             self._calculate(calculation)
         found = self.expressions[step.letter]
         fitting = [layer for layer, expected in computable if self._fits(found, expected)]
         if not fitting:
-            raise _Wrong(Verdict.LOOKUP, f"each {reference[0]}'s {reference[1]} is something else in the problem")
+            raise _WrongError(Verdict.LOOKUP, f"each {reference[0]}'s {reference[1]} is something else in the problem")
         if fitting[0] >= 0:
             self.facts.category_layers[reference[1]] = fitting[:1]
         self.known[reference] = self.values[step.letter]
@@ -286,10 +313,12 @@ class Verifier:
 
     def finish(self, answer: str | None) -> None:
         """Judge the end; raise with verdict and reason if it is wrong. `answer` None leaves the answer out."""
-        if self.last != self.facts.problem.query:
-            raise _Wrong(Verdict.EARLY_STOP, "the last step is not what was asked for")
+        if self.last is None or self.last != self.facts.problem.query:
+            raise _WrongError(Verdict.EARLY_STOP, "the last step is not what was asked for")
         if answer is not None and answer.strip() != str(self.known[self.last]):
-            raise _Wrong(Verdict.ANSWER, f"the answer is {self.known[self.last]}, not {answer.strip()!r}")
+            raise _WrongError(Verdict.ANSWER, f"the answer is {self.known[self.last]}, not {answer.strip()!r}")
+        if not self.strict and (true := self.facts.value(self.last, self.modulus)) != self.known[self.last]:
+            raise _WrongError(Verdict.ANSWER, f"the answer is {true}, not {self.known[self.last]}")
 
 
 def judge(problem: str, solution: str, answer: str | None, modulus: int, *, rule: str = "strict") -> Judgement:
@@ -310,7 +339,7 @@ def judge(problem: str, solution: str, answer: str | None, modulus: int, *, rule
             verdicts.append(Verdict.RETRACTED if step.retracted else Verdict.RIGHT)
             steps.append(None if step.retracted else step.reference)
         verifier.finish(answer)
-    except _Wrong as wrong:
+    except _WrongError as wrong:
         verdicts.append(wrong.verdict)
         reason = wrong.reason
     except ParseError as error:

@@ -1,5 +1,6 @@
 """Low-rank adapters by peft: which matrices are adapted, and which rows of the embeddings are trained."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -57,6 +58,11 @@ def lora_config(model: Qwen3ForCausalLM, method: MethodConfig, row_ids: list[int
         rows = {INPUT_EMBEDDING: row_ids, OUTPUT_EMBEDDING: row_ids}
     elif method.embeddings == "lora_2r":
         # The same scale alpha / rank for the embedding as for the rest, at twice the rank (Part 2.2, section 5).
+        if 2 * method.rank > (width := model.config.hidden_size):
+            raise ConfigError(
+                f"method.rank must be at most half the model's width {width} with method.embeddings=lora_2r, "
+                f"but got {method.rank}; use a smaller rank, or method.embeddings=rows"
+            )
         rows = {OUTPUT_EMBEDDING: row_ids}
         targets.append(INPUT_EMBEDDING)
         rank_pattern, alpha_pattern = {INPUT_EMBEDDING: 2 * method.rank}, {INPUT_EMBEDDING: 2 * alpha}
@@ -96,14 +102,16 @@ def embedding_adapter(model: Qwen3ForCausalLM, rank: int, seed: int) -> PeftMode
 
 
 def load_adapter(model: Qwen3ForCausalLM, folder: Path) -> PeftModel:
-    """Return `model` with the adapter saved in `folder`; raise CheckpointError where it cannot be read or is foreign."""
+    """Return `model` with the adapter saved in `folder`; CheckpointError where it cannot be read or is foreign."""
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise CheckpointError(f"no adapter in {folder} ({name} is missing); give the folder of a saved one")
     try:
         saved = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
-        adapted = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
-        fits = saved.keys() == get_peft_model_state_dict(adapted).keys()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error below
+            adapted = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+        fits = saved.keys() == get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"the adapter in {folder} cannot be read ({str(error).splitlines()[0]})") from error
     if not fits:

@@ -1,5 +1,6 @@
 """Bases: built from scratch, saved with tokenizer and card, and loaded with clear errors."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from peft_study.errors import CheckpointError
@@ -37,6 +39,14 @@ class Architecture(BaseModel):
     mlp_width: int = Field(default=352, ge=8)
 
 
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file; raise CheckpointError where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); give the folder of a finished trial") from error
+
+
 def build_base(family: FamilySettings, architecture: Architecture, seed: int) -> Qwen3ForCausalLM:
     """Return a freshly initialised base for `family`; the same seed gives the same weights."""
     config = Qwen3Config(
@@ -53,7 +63,6 @@ def build_base(family: FamilySettings, architecture: Architecture, seed: int) ->
         bos_token_id=1,
         eos_token_id=1,
         pad_token_id=0,
-        attn_implementation="sdpa",
         dtype=torch.float32,
     )
     with torch.random.fork_rng(devices=[]):
@@ -87,26 +96,38 @@ def _check_files(folder: Path, remedy: str) -> None:
         with safe_open(weights, framework="pt") as file:
             file.keys()
     except SafetensorError as error:
-        raise CheckpointError(f"the checkpoint {weights} is truncated or no safetensors file ({error}); {remedy}") from error
+        raise CheckpointError(
+            f"the checkpoint {weights} is truncated or no safetensors file ({error}); {remedy}"
+        ) from error
     try:
         kind = json.loads(config.read_text())["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{config} is damaged ({error}); {remedy}") from error
     if kind != Qwen3Config.model_type:
-        raise CheckpointError(f"the checkpoint in {folder} must be a {Qwen3Config.model_type}, but is a {kind}; {remedy}")
+        raise CheckpointError(
+            f"the checkpoint in {folder} must be a {Qwen3Config.model_type}, but is a {kind}; {remedy}"
+        )
+
+
+def fingerprint(folder: Path) -> str:
+    """Return ten hex digits that name the weights in `folder`."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:10]
 
 
 def load_model(folder: Path, *, remedy: str = "give the folder of a saved checkpoint") -> Qwen3ForCausalLM:
     """Return the checkpoint in `folder` in fp32; raise CheckpointError where it is missing, truncated or foreign."""
     _check_files(folder, remedy)
     try:
-        model, report = Qwen3ForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
-        )
+        loaded: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, report = loaded
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
-        raise CheckpointError(f"the checkpoint in {folder} cannot be read ({str(error).splitlines()[0]}); {remedy}") from error
+        raise CheckpointError(
+            f"the checkpoint in {folder} cannot be read ({str(error).splitlines()[0]}); {remedy}"
+        ) from error
     if strange := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
-        raise CheckpointError(f"the checkpoint in {folder} does not hold this model ({strange[0]} does not fit); {remedy}")
+        raise CheckpointError(
+            f"the checkpoint in {folder} does not hold this model ({strange[0]} does not fit); {remedy}"
+        )
     model.config.use_cache = False
     return model
 
@@ -118,7 +139,9 @@ def load_base(config: BaseConfig, family: str) -> Qwen3ForCausalLM:
     words, rows = len(word_ids(family_named(family))), model.config.vocab_size
     if rows != words:
         folder = base_folder(config, family)
-        raise CheckpointError(f"family {family} has {words} words, but the checkpoint in {folder} knows {rows}; {remedy}")
+        raise CheckpointError(
+            f"family {family} has {words} words, but the checkpoint in {folder} knows {rows}; {remedy}"
+        )
     return model
 
 
@@ -128,6 +151,8 @@ def read_pretraining(folder: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no {PRETRAINING_FILE}, so its family is unknown; give a base made by `make pretrain`") from None
+        raise CheckpointError(
+            f"{folder} has no {PRETRAINING_FILE}, so its family is unknown; give a base made by `make pretrain`"
+        ) from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is damaged ({error}); make the base again") from error

@@ -31,5 +31,5 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         with safe_open(path, framework="pt") as file:
             meta = json.loads(file.metadata()["meta"])
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118  # not a mapping
-    except (SafetensorError, KeyError, TypeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete {folder} to start this run again") from error

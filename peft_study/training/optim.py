@@ -49,7 +49,11 @@ class Masters:
 
 
 class Optimizers:
-    """AdamW for all, or Muon for the matrices of the layers and AdamW for the rest (`training.optimizer`)."""
+    """AdamW for all, or Muon for the matrices of the layers and AdamW for the rest (`training.optimizer`).
+
+    With Muon the gains of norms move at Muon's rate too: attention cannot sharpen before those of queries and keys
+    have grown.
+    """
 
     def __init__(self, values: dict[str, Tensor], config: TrainingConfig, lr: float) -> None:
         inner = [
@@ -58,41 +62,43 @@ class Optimizers:
             if config.optimizer == "muon" and value.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
         ]
         rest = [name for name in values if name not in inner]
-        self.names = [*inner, *rest]
-        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
+        self.parts: list[torch.optim.Optimizer] = []
         if inner:
             muon = torch.optim.Muon(
-                [values[name] for name in inner],
+                [{"params": [values[name] for name in inner], "peak": config.muon_lr}],
                 lr=config.muon_lr,
                 momentum=0.95,
                 weight_decay=config.weight_decay,
                 adjust_lr_fn="original",
             )
-            self.parts.append((muon, config.muon_lr))
+            self.parts.append(muon)
         matrices = [values[name] for name in rest if values[name].ndim >= 2]
         vectors = [values[name] for name in rest if values[name].ndim < 2]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.98), fused=True)
-        self.parts.append((adamw, lr))
+        vector_lr = config.muon_lr if inner else lr
+        groups = [
+            {"params": matrices, "peak": lr, "weight_decay": config.weight_decay},
+            {"params": vectors, "peak": vector_lr, "weight_decay": 0.0},
+        ]
+        self.parts.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.98), fused=True))
 
     def step(self, share: float) -> None:
         """Take one step with every learning rate at `share` of its peak."""
-        for optimizer, peak in self.parts:
+        for optimizer in self.parts:
             for group in optimizer.param_groups:
-                group["lr"] = peak * share
+                group["lr"] = group["peak"] * share
             optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimisers' state as tensors by name."""
         tensors: dict[str, Tensor] = {}
-        for i, (optimizer, _) in enumerate(self.parts):
+        for i, optimizer in enumerate(self.parts):
             for j, state in optimizer.state_dict()["state"].items():
                 tensors.update({f"optimizer.{i}.{j}.{key}": value for key, value in state.items()})
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state` returned."""
-        for i, (optimizer, _) in enumerate(self.parts):
+        for i, optimizer in enumerate(self.parts):
             whole = optimizer.state_dict()
             prefix = f"optimizer.{i}."
             for name in sorted(name for name in tensors if name.startswith(prefix)):

@@ -3,28 +3,35 @@
 Loss is on solutions alone: at this size a model that must also predict the random problems spends itself on them.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from peft_study.errors import CheckpointError
 from peft_study.igsm.families import family_named
 from peft_study.igsm.stream import StreamSettings, Tokens, WindowStream
 from peft_study.igsm.text import Kind
 from peft_study.igsm.tokenizer import word_ids
-from peft_study.models.base import Architecture, build_base, save_base
+from peft_study.models.base import Architecture, build_base
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
 from peft_study.training.config import TrainingConfig
 from peft_study.training.supervised import Point, TrainingSummary, make_batch, train
 
-SHOWN_KINDS = (Kind.DEFINE, Kind.NAME, Kind.REFERENCE, Kind.CONSTANT, Kind.OPERAND, Kind.OPERATOR, Kind.RESULT, Kind.BACK)
+SHOWN_KINDS = (
+    Kind.DEFINE,
+    Kind.NAME,
+    Kind.REFERENCE,
+    Kind.CONSTANT,
+    Kind.OPERAND,
+    Kind.OPERATOR,
+    Kind.RESULT,
+    Kind.BACK,
+)
 
 
 class PretrainConfig(BaseModel):
@@ -39,13 +46,13 @@ class PretrainConfig(BaseModel):
     """Mistakes of the retry base; the error-free base has none."""
     architecture: Architecture = Architecture()
     training: TrainingConfig = TrainingConfig(
-        tokens=28_672_000,
+        tokens=29_491_200,
         batch_windows=16,
         lr=3e-3,
         optimizer="muon",
         muon_lr=0.02,
         warmup_share=0.01,
-        cooldown_share=0.4,
+        cooldown_share=0.98,
         compile=True,
         points=80,
         checkpoint_seconds=60,
@@ -81,7 +88,9 @@ def pretrain(
     settings = StreamSettings(family=family, retry_rate=rate, seed=config.seed)
     validation = WindowStream(settings.model_copy(update={"split": "validation"})).read(32)
     skill = SkillConfig(name="correction", mask=True)
-    learner = Learner(build_base(family, config.architecture, config.seed), MethodConfig(name="full"), word_ids(family), 0)
+    learner = Learner(
+        build_base(family, config.architecture, config.seed), MethodConfig(name="full"), word_ids(family), 0
+    )
 
     def extra(current: Learner) -> dict[str, float]:
         metrics = accuracy_by_kind(current, validation, skill)

@@ -4,6 +4,7 @@ Shapes: B windows of a step, T tokens of a window, N positions with loss.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from peft_study.errors import ConfigError
+from peft_study.errors import CheckpointError, ConfigError
 from peft_study.igsm.stream import Tokens, WindowStream
 from peft_study.models.learner import Learner
 from peft_study.rng import derive_seed
@@ -86,7 +87,9 @@ def validation_loss(learner: Learner, validation: Tokens, skill: SkillConfig, de
     learner.eval()
     total, count = 0.0, 0
     for start in range(0, len(validation.ids), 8):
-        batch = make_batch(Tokens(validation.ids[start : start + 8], validation.kinds[start : start + 8]), skill, device)
+        batch = make_batch(
+            Tokens(validation.ids[start : start + 8], validation.kinds[start : start + 8]), skill, device
+        )
         total += float(batch_loss(learner, batch, skill)) * len(batch.answers_N)
         count += len(batch.answers_N)
     learner.train()
@@ -102,7 +105,35 @@ def _forget_after(path: Path, tokens: int) -> None:
     """Drop what was logged after the checkpoint that the run goes on from."""
     if path.is_file():
         kept = [line for line in path.read_text().splitlines() if json.loads(line)["tokens"] <= tokens]
-        path.write_text("".join(line + "\n" for line in kept))
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        os.replace(temporary, path)
+
+
+def _cast(learner: Learner, dtype: torch.dtype) -> None:
+    """Change the type of the parameters alone: the rotary frequencies, a buffer, would not come back as they were."""
+    for parameter in learner.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _state(masters: Masters, optimizers: Optimizers, device: torch.device) -> dict[str, Tensor]:
+    """Return all that a run needs to go on, as tensors by name."""
+    values: dict[str, Tensor] = {f"value.{name}": value for name, value in masters.values.items()}
+    generators = {"rng": torch.get_rng_state()}
+    if device.type == "cuda":
+        generators["rng.cuda"] = torch.cuda.get_rng_state(device)
+    return values | optimizers.state() | generators
+
+
+def _restore(tensors: dict[str, Tensor], masters: Masters, optimizers: Optimizers, device: torch.device) -> None:
+    """Put back what `_state` returned; KeyError or RuntimeError where it is that of another model."""
+    with torch.no_grad():
+        for name, value in masters.values.items():
+            value.copy_(tensors[f"value.{name}"])
+    optimizers.load_state(tensors)
+    torch.set_rng_state(tensors["rng"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
 
 
 def train(
@@ -131,7 +162,7 @@ def train(
     masters = Masters(learner.trainable())
     optimizers = Optimizers(masters.values, config, config.lr)
     frozen = {name: p.detach().clone() for name, p in learner.named_parameters() if not p.requires_grad}
-    learner.to(torch.bfloat16 if half else torch.float32)
+    _cast(learner, torch.bfloat16 if half else torch.float32)
     # In half precision the wide products are in bf16 either way; eager attention has the faster CPU backward.
     learner.model.config._attn_implementation = "eager" if half and device.type == "cpu" else "sdpa"
     step, seconds, with_loss, losses = 0, 0.0, 0, list[float]()
@@ -140,11 +171,11 @@ def train(
     torch.manual_seed(derive_seed(seed, "dropout"))
     if saved := load_state(folder):
         tensors, meta = saved
-        with torch.no_grad():
-            for name, value in masters.values.items():
-                value.copy_(tensors[f"value.{name}"])
-        optimizers.load_state(tensors)
-        torch.set_rng_state(tensors["rng"])
+        try:
+            _restore(tensors, masters, optimizers, device)
+        except (KeyError, RuntimeError) as error:
+            reason, remedy = str(error).splitlines()[0], f"delete {folder} to start this run again"
+            raise CheckpointError(f"the checkpoint in {folder} is of another run ({reason}); {remedy}") from error
         step, seconds, with_loss, losses = meta["step"], meta["seconds"], meta["tokens_with_loss"], meta["losses"]
         stream.next_index = meta["next_index"]
         masters.write()
@@ -164,12 +195,13 @@ def train(
                 "losses": losses,
                 "next_index": stream.next_index,
             }
-            values = {f"value.{name}": value for name, value in masters.values.items()}
-            save_state(folder, {**values, **optimizers.state(), "rng": torch.get_rng_state()}, meta)
+            save_state(folder, _state(masters, optimizers, device), meta)
             last_saved = time.monotonic()
 
         windows = stream.read(config.batch_windows)
-        mine = Tokens(windows.ids[share :: accelerator.num_processes], windows.kinds[share :: accelerator.num_processes])
+        mine = Tokens(
+            windows.ids[share :: accelerator.num_processes], windows.kinds[share :: accelerator.num_processes]
+        )
         batch = make_batch(mine, skill, device)
         loss = batch_loss(run, batch, skill)
         accelerator.backward(loss)
@@ -190,7 +222,7 @@ def train(
             _append(folder / "metrics.jsonl", {"tokens": step * tokens_per_step, **metrics})
         on_point(Point(step * tokens_per_step, total_steps * tokens_per_step, metrics))
     seconds += time.monotonic() - started
-    learner.to(torch.float32)
+    _cast(learner, torch.float32)
     masters.write()
     with torch.no_grad():
         for name, parameter in learner.named_parameters():

@@ -1,0 +1,64 @@
+# Every job that a person or CI runs. `make` prints this list.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.stamp
+RUN := $(VENV)/bin/peft-study
+SWEEP ?= quick
+FAMILY ?= nano
+BASE ?= error-free
+SEED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help venv sweep smoke plan report publish ui pretrain data-peek test check format clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed, but $(PYTHON) is older; say which to use: make PYTHON=python3.11" >&2; exit 2; }
+	@echo "setting up $(VENV) (once, a few minutes)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+venv: $(STAMP)  ## create or update the virtual environment, nothing else
+
+sweep: $(STAMP)  ## run a sweep to table, figure and report, going on where it stopped (SWEEP=quick)
+	@$(RUN) sweep $(SWEEP)
+
+smoke: $(STAMP)  ## run a tiny sweep to a figure, in a minute
+	@$(RUN) sweep smoke
+
+plan: $(STAMP)  ## print every cell of a sweep, its tokens and the expected minutes (SWEEP=quick)
+	@$(RUN) sweep $(SWEEP) --plan
+
+report: $(STAMP)  ## write the HTML and Markdown report of a sweep (SWEEP=quick)
+	@$(RUN) report $(SWEEP)
+
+publish: $(STAMP)  ## copy a sweep's table to results/ (SWEEP=quick)
+	@$(RUN) publish $(SWEEP)
+
+ui: $(STAMP)  ## open MLflow on 127.0.0.1 on the runs of this folder
+	@$(RUN) ui
+
+pretrain: $(STAMP)  ## pretrain a base from scratch (FAMILY=nano BASE=error-free|retry SEED=0)
+	@$(RUN) pretrain --family $(FAMILY) --base $(BASE) --seed $(SEED)
+
+data-peek: $(STAMP)  ## print problems with mistakes, retractions and loss mask in colour
+	@$(RUN) data show
+
+test: $(STAMP)  ## run the tests
+	@$(VENV)/bin/python -m pytest
+
+check: $(STAMP)  ## check format, lint and types
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/pyright
+
+format: $(STAMP)  ## format the code
+	@$(VENV)/bin/ruff check --fix-only --quiet .
+	@$(VENV)/bin/ruff format .
+
+clean:  ## remove the virtual environment and caches; runs/ stays
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

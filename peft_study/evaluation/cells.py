@@ -1,0 +1,173 @@
+"""All cells of one trial: which sets a skill is measured on, in what order, and what is kept of each."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from peft_study.evaluation.config import EvaluationConfig
+from peft_study.evaluation.detecting import (
+    Points,
+    detection_measures,
+    injected_points,
+    own_coverage,
+    own_points,
+    pair_points,
+    ranking_measures,
+    score_points,
+)
+from peft_study.evaluation.problems import Attempt, draw_problems, read_attempt, solve_problems
+from peft_study.evaluation.solving import departures, outcomes, solving_measures
+from peft_study.igsm.families import family_named
+from peft_study.igsm.stream import Document, Split, Tokens
+from peft_study.igsm.text import BACK, join, problem_words
+from peft_study.igsm.tokenizer import word_ids
+from peft_study.models.learner import Learner
+from peft_study.records import Measure
+from peft_study.skills.config import DataConfig, SkillConfig
+from peft_study.stats import best_threshold, mean_interval
+from peft_study.training.supervised import batch_loss, make_batch
+
+SAMPLES = 8
+"""Outputs a cell keeps for people to read."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What an evaluation found."""
+
+    measures: list[Measure] = field(default_factory=list)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Outcomes by problem, for paired bootstraps: `correct_<set>_<op>`, `detect_<set>_<op>_score`, ..."""
+    departures: dict[str, dict[str, int]] = field(default_factory=dict)
+    """For each `<set>_<op>`: how often each verdict is where a wrong solution left the way."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_points(self, kind: str, name: str, op: int, scores: NDArray[np.float32], points: Points) -> None:
+        """Keep the scores of one set: `kind` is 'detect' or 'free'."""
+        columns = {"score": scores, "label": points.label_P, "problem": points.problem_P}
+        self.arrays.update({f"{kind}_{name}_{op}_{column}": values for column, values in columns.items()})
+
+
+class Evaluator:
+    """Measures learners on the same problems; what does not depend on the learner is made once."""
+
+    def __init__(
+        self, config: EvaluationConfig, data: DataConfig, *, mistakes_rate: float, op: int | None = None
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.family = family_named(data.family)
+        self.mistakes_rate = mistakes_rate
+        """Rate of the mistakes in the `injected` set, whatever the training data has."""
+        self.headline = op or self.family.ood_ops[-1]
+        """Operations of the problems that detection, and correction out of distribution, are measured on."""
+        known = "id" if self.headline <= self.family.op_max else "ood"
+        self.solved = {known: self.headline} if op else {"id": self.family.op_max, "ood": self.headline}
+        """Sets of correction and their operations; only one where `op` is given."""
+
+    def problems(
+        self, op: int, *, split: Split | None = None, rate: float = 0.0, n: int | None = None
+    ) -> list[Document]:
+        """Return the documents of a cell."""
+        return draw_problems(
+            self.family,
+            op,
+            n or self.config.n,
+            split=split or self.config.split,
+            seed=self.config.seed,
+            order=self.data.order,
+            retry_rate=rate,
+        )
+
+    def loss(self, learner: Learner, skill: SkillConfig, validation: Tokens) -> Measure:
+        """Return the skill's loss on windows of the validation stream."""
+        device = next(learner.parameters()).device
+        with torch.no_grad():
+            batches = [make_batch(Tokens(i[None], k[None]), skill, device) for i, k in zip(*validation, strict=True)]
+            values = [float(batch_loss(learner, batch, skill)) for batch in batches if len(batch.answers_N)]
+        return Measure(
+            "validation", "stream", None, "loss", float(np.mean(values)), *mean_interval(values, seed=0), len(values)
+        )
+
+    def base_attempts(self, make_base: Callable[[], Any], name: str, cache: Path | None) -> list[Attempt]:
+        """Return a base's own solutions at the headline op, from `cache` if they were made before."""
+        documents = self.problems(self.headline)
+        if cache is None:
+            return solve_problems(make_base(), documents, self.data.order)
+        config = self.config
+        path = cache / f"{name}-{self.data.order}-{config.split}-op{self.headline}-n{config.n}-s{config.seed}.json"
+        if path.is_file():
+            tokens = json.loads(path.read_text())
+            return [read_attempt(t, document, self.data.order) for t, document in zip(tokens, documents, strict=True)]
+        attempts = solve_problems(make_base(), documents, self.data.order)
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps([attempt.tokens for attempt in attempts]))
+        os.replace(temporary, path)
+        return attempts
+
+    def correction(self, learner: Learner, baseline: list[Attempt] | None, *, free: bool) -> Findings:
+        """Measure solving on `id` and `ood`, and with `free` the model's own [BACK] as a detector."""
+        found, split = Findings(), self.config.split
+        model = learner.merged()
+        for name, op in self.solved.items():
+            documents = self.problems(op)
+            attempts = solve_problems(model, documents, self.data.order)
+            against = baseline if op == self.headline else None
+            found.measures += solving_measures(attempts, split=split, name=name, op=op, baseline=against)
+            found.arrays[f"correct_{name}_{op}"] = outcomes(attempts)
+            found.departures[f"{name}_{op}"] = departures(attempts)
+            found.samples += [
+                _sample(name, op, d, a, self.data.order) for d, a in zip(documents[:SAMPLES], attempts, strict=False)
+            ]
+        if free:
+            back = word_ids(self.family)[BACK]
+            for name, points in self._sets(baseline).items():
+                scores = score_points(learner, points, free_id=back)
+                found.add_points("free", name, self.headline, scores, points)
+                found.measures += ranking_measures(
+                    "free_auroc", scores, points, split=split, name=name, op=self.headline
+                )
+        return found
+
+    def detection(self, learner: Learner, baseline: list[Attempt]) -> Findings:
+        """Measure the trained detector on `injected`, `own` and `pairs`."""
+        found, split, op = Findings(), self.config.split, self.headline
+        held_out = injected_points(
+            self.problems(op, split="validation", rate=self.mistakes_rate, n=256), self.data.order
+        )
+        threshold = best_threshold(score_points(learner, held_out), held_out.label_P)
+        sets = self._sets(baseline)
+        sets["pairs"] = pair_points(self.problems(op), self.data.order, self.config.seed)
+        for name, points in sets.items():
+            scores = score_points(learner, points)
+            found.add_points("detect", name, op, scores, points)
+            found.measures += detection_measures(scores, points, split=split, name=name, op=op, threshold=threshold)
+        if coverage := own_coverage(baseline, split, op):
+            found.measures.append(coverage)
+        return found
+
+    def _sets(self, baseline: list[Attempt] | None) -> dict[str, Points]:
+        sets = {"injected": injected_points(self.problems(self.headline, rate=self.mistakes_rate), self.data.order)}
+        if baseline is not None:
+            sets["own"] = own_points(self.problems(self.headline), baseline, self.data.order)
+        return sets
+
+
+def _sample(name: str, op: int, document: Document, attempt: Attempt, order: str) -> dict[str, Any]:
+    return {
+        "set": name,
+        "op": op,
+        "problem": join(problem_words(document.problem, order)),
+        "solution": attempt.solution,
+        "answer": attempt.answer,
+        "verdict": attempt.strict.outcome.value,
+        "reason": attempt.strict.reason,
+    }

@@ -1,0 +1,76 @@
+"""The problems a model is measured on, and a base's own solutions of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import Qwen3ForCausalLM
+
+from peft_study.decoding.engine import generate
+from peft_study.igsm.families import FamilySettings, Order
+from peft_study.igsm.stream import Document, Split, StreamSettings, draw_document
+from peft_study.igsm.text import ANSWER, END, join, problem_words, prompt_words
+from peft_study.igsm.tokenizer import word_ids
+from peft_study.igsm.verify import Judgement, judge
+
+
+class Attempt(NamedTuple):
+    """A model's solution of one problem."""
+
+    tokens: list[int]
+    """What was generated, up to and with [END]."""
+    solution: str
+    answer: str | None
+    """None where the solution never came to its answer."""
+    strict: Judgement
+    published: Judgement
+
+
+def draw_problems(
+    family: FamilySettings, op: int, n: int, *, split: Split, seed: int, order: Order = "pq", retry_rate: float = 0.0
+) -> list[Document]:
+    """Return `n` documents with exactly `op` operations; the same arguments give the same documents."""
+    settings = StreamSettings(family=family, split=split, order=order, ops=(op,), retry_rate=retry_rate, seed=seed)
+    return [draw_document(settings, index) for index in range(n)]
+
+
+def prompt_ids(document: Document, order: Order) -> list[int]:
+    """Return the token ids of a problem's prompt."""
+    ids = word_ids(document.problem.family)
+    return [ids[word] for word in prompt_words(document.problem, order)]
+
+
+def read_attempt(tokens: Sequence[int], document: Document, order: Order) -> Attempt:
+    """Judge generated `tokens` as a solution of `document`'s problem."""
+    family = document.problem.family
+    words_by_id = list(word_ids(family))
+    words = [words_by_id[token] for token in tokens]
+    ended = bool(words) and words[-1] == END
+    body = words[:-1] if ended else words
+    solution, answer = body, None
+    if ANSWER in body:
+        at = body.index(ANSWER)
+        solution, answer = body[:at], join(body[at + 1 :])
+    text = join(solution)
+    problem = join(problem_words(document.problem, order))
+    strict, published = (
+        judge(problem, text, answer if answer is not None else "", family.modulus, rule=rule)
+        for rule in ("strict", "published")
+    )
+    if not ended:
+        strict, published = strict.cut(), published.cut()
+    return Attempt(list(tokens), text, answer, strict, published)
+
+
+def solve_problems(
+    model: Qwen3ForCausalLM, documents: Sequence[Document], order: Order, *, batch_size: int = 128
+) -> list[Attempt]:
+    """Return the model's greedy solutions, judged."""
+    family = documents[0].problem.family
+    outputs = generate(
+        model,
+        [prompt_ids(document, order) for document in documents],
+        end_id=word_ids(family)[END],
+        max_length=2 * family.max_tokens,
+        batch_size=batch_size,
+    )
+    return [read_attempt(tokens, document, order) for tokens, document in zip(outputs, documents, strict=True)]

@@ -1,0 +1,87 @@
+"""What all tests share: Hypothesis without chance, one thread, the CPU, and tiny models."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+
+from peft_study.igsm.families import NANO
+from peft_study.igsm.mistakes import Mistake
+from peft_study.igsm.problem import Formula, Parameter, Problem
+from peft_study.igsm.solution import Calculation, Operand, Solution, Step
+from peft_study.igsm.stream import Document, StreamSettings, draw_document
+from peft_study.igsm.tokenizer import word_ids
+from peft_study.models.base import Architecture, build_base
+from peft_study.models.config import MethodConfig
+from peft_study.models.learner import Learner
+
+settings.register_profile("tests", derandomize=True, max_examples=50, database=None, deadline=None)
+settings.load_profile("tests")
+torch.set_num_threads(1)
+# Tests that compare bits must mean the same on a machine with a GPU.
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+
+TINY = Architecture(layers=2, width=32, heads=2, mlp_width=48)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Architecture:
+    """Return the shape of the models that tests use."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def make_document() -> Callable[..., Document]:
+    """Return a function that draws one nano document with `op` operations."""
+
+    def make(op: int, *, rate: float = 0.0, seed: int = 0, index: int = 0, split: str = "train") -> Document:
+        options = StreamSettings.model_validate(
+            {"family": NANO, "ops": (op,), "retry_rate": rate, "seed": seed, "split": split}
+        )
+        return draw_document(options, index)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_learner() -> Callable[..., Learner]:
+    """Return a function that makes a learner on a tiny base; `seed` is that of the adapter."""
+
+    def make(method: MethodConfig | None = None, *, seed: int = 0, base_seed: int = 0) -> Learner:
+        base = build_base(NANO, TINY, base_seed)
+        return Learner(base, method or MethodConfig(name="none"), word_ids(NANO), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def hand_document() -> Document:
+    """Return a document made by hand, with one mistake.
+
+    [PROBLEM] The number of each Embernight's Esplanade equals 4 times as much as each Carnivale's Hippodrome. The
+    number of each Carnivale's Hippodrome equals 3. The number of each Embernight's Hippodrome equals the difference
+    of each Embernight's Esplanade and each Carnivale's Hippodrome. How many Esplanade does Embernight have?
+    [SOLUTION] Define Carnivale's Hippodrome as k; so k = 3. Define Embernight's Hippodrome as [BACK]. Define
+    Embernight's Esplanade as d; so d = 4 * k = 4 * 3 = 2. [ANSWER] 2 [END]
+    """
+    asked, given, unnecessary = (Parameter(False, 0, *place) for place in ((0, 0), (1, 1), (0, 1)))
+    formulas = {
+        asked: Formula(4, "*", "", (given,)),
+        given: Formula(3, "", "", ()),
+        unnecessary: Formula(None, "", "-", (asked, given)),
+    }
+    problem = Problem(
+        family=NANO,
+        op=2,
+        categories=("Festival", "Stage"),
+        items=(("Embernight", "Carnivale"), ("Esplanade", "Hippodrome")),
+        children=[[[0, 1], [1]]],
+        formulas=formulas,
+        parents={parameter: formula.operands for parameter, formula in formulas.items()},
+        order=(given, asked),
+    )
+    first = Step(given, (Calculation("k", Operand("", 3), "", None, 3),))
+    second = Step(asked, (Calculation("d", Operand("", 4), "*", Operand("k", 3), 2),))
+    return Document(problem, Solution((first, second), 2), [Mistake(1, unnecessary)])

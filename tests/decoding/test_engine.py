@@ -1,0 +1,170 @@
+"""The decoder against transformers' own generation, and against itself in other batches."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Qwen3ForCausalLM
+
+from peft_study.decoding.engine import Decoder, generate
+from peft_study.igsm.families import NANO
+from peft_study.models.base import Architecture, build_base
+
+END = 1
+LIMIT = 40
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Architecture) -> Qwen3ForCausalLM:
+    """Return a random model whose weights are so large that its outputs differ."""
+    model = build_base(NANO, tiny, 0).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8) if parameter.ndim == 2 else parameter.add_(
+                0.3 * torch.randn(parameter.shape, generator=generator)
+            )
+    return model
+
+
+def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(2, 300, (length,), generator=generator).tolist() for length in lengths]
+
+
+LENGTHS = [3, 17, 1, 9, 9, 26, 5]
+
+
+@torch.no_grad()
+def by_transformers(model: Qwen3ForCausalLM, prompt: list[int], end_id: int) -> list[int]:
+    output = cast(Any, model).generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_length=LIMIT,
+        do_sample=False,
+        eos_token_id=end_id,
+        pad_token_id=0,
+        use_cache=True,
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+def test_greedy_equals_transformers_token_for_token(model: Qwen3ForCausalLM) -> None:
+    asked = prompts(LENGTHS)
+    outputs = generate(model, asked, end_id=END, max_length=LIMIT)
+    assert outputs == [by_transformers(model, prompt, END) for prompt in asked]
+    assert len({token for output in outputs for token in output}) > 60  # no endless repetition
+
+
+def test_rows_that_end_early_leave_the_others_alone(model: Qwen3ForCausalLM) -> None:
+    """With another end mark, some rows end soon: they are dropped from the batch."""
+    asked = prompts(LENGTHS)
+    free = generate(model, asked, end_id=-1, max_length=LIMIT)
+    end_id = free[3][2]
+    outputs = generate(model, asked, end_id=end_id, max_length=LIMIT)
+    assert outputs == [by_transformers(model, prompt, end_id) for prompt in asked]
+    expected = [output[: output.index(end_id) + 1] if end_id in output else output for output in free]
+    assert outputs == expected
+    assert len({len(output) for output in outputs}) > 2
+
+
+@settings(max_examples=15)
+@given(batch_size=st.integers(1, 8), order=st.permutations(range(len(LENGTHS))))
+def test_batches_do_not_change_outputs(model: Qwen3ForCausalLM, batch_size: int, order: list[int]) -> None:
+    asked = prompts(LENGTHS)
+    expected = generate(model, asked, end_id=END, max_length=LIMIT)
+    outputs = generate(model, [asked[i] for i in order], end_id=END, max_length=LIMIT, batch_size=batch_size)
+    assert outputs == [expected[i] for i in order]
+
+
+def test_length_limit_counts_prompt_and_output(model: Qwen3ForCausalLM) -> None:
+    asked = prompts([LIMIT - 1, LIMIT - 2, 4])
+    outputs = generate(model, asked, end_id=END, max_length=LIMIT)
+    assert [len(output) for output in outputs] == [1, 2, LIMIT - 4]
+    assert generate(model, [], end_id=END, max_length=LIMIT) == []
+
+
+def test_choice_is_an_argument(model: Qwen3ForCausalLM) -> None:
+    def second(logits_BV: torch.Tensor) -> torch.Tensor:
+        return logits_BV.topk(2).indices[:, 1]
+
+    (output,) = generate(model, prompts([5]), end_id=END, max_length=10, choose=second)
+    assert output != generate(model, prompts([5]), end_id=END, max_length=10)[0]
+
+
+def fresh(model: Qwen3ForCausalLM, sequence: list[int]) -> torch.Tensor:
+    """Return the logits after `sequence`, computed by transformers at once."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([sequence])).logits[0, -1]
+
+
+def assert_near(logits: torch.Tensor, expected: torch.Tensor) -> None:
+    assert torch.allclose(logits, expected, atol=1e-4), (logits - expected).abs().max()
+
+
+def test_logits_after_prefill_and_steps_are_those_of_the_whole_sequence(model: Qwen3ForCausalLM) -> None:
+    asked = prompts([4, 9, 6])
+    decoder = Decoder(model, LIMIT)
+    decoder.prefill(asked)
+    for row, prompt in enumerate(asked):
+        assert_near(decoder.logits[row], fresh(model, prompt))
+    for token in (7, 8, 9):
+        asked = [[*prompt, token + row] for row, prompt in enumerate(asked)]
+        decoder.step(torch.tensor([prompt[-1] for prompt in asked]))
+        assert decoder.lengths.tolist() == [len(prompt) for prompt in asked]
+        for row, prompt in enumerate(asked):
+            assert_near(decoder.logits[row], fresh(model, prompt))
+
+
+def test_rewind_equals_a_fresh_prefill(model: Qwen3ForCausalLM) -> None:
+    """One row goes back, the others go on; what was cached beyond the shorter length is overwritten."""
+    asked = prompts([4, 9, 6])
+    decoder = Decoder(model, LIMIT)
+    decoder.prefill(asked)
+    back_to = decoder.logits[1].clone()
+    for token in (7, 8, 9):
+        decoder.step(torch.full((3,), token))
+    decoder.rewind(1, 9, back_to)
+    assert decoder.lengths.tolist() == [7, 9, 9]
+    assert_near(decoder.logits[1], fresh(model, asked[1]))
+    for token in (50, 51):
+        decoder.step(torch.full((3,), token))
+    sequences = [[*asked[0], 7, 8, 9, 50, 51], [*asked[1], 50, 51], [*asked[2], 7, 8, 9, 50, 51]]
+    again = Decoder(model, LIMIT)
+    again.prefill(sequences)
+    for row, sequence in enumerate(sequences):
+        assert_near(decoder.logits[row], fresh(model, sequence))
+        assert_near(again.logits[row], decoder.logits[row])
+
+
+def test_keep_drops_the_other_rows(model: Qwen3ForCausalLM) -> None:
+    asked = prompts([4, 9, 6])
+    decoder = Decoder(model, LIMIT)
+    decoder.prefill(asked)
+    decoder.keep(torch.tensor([2, 0]))
+    decoder.step(torch.tensor([11, 12]))
+    assert decoder.lengths.tolist() == [7, 5]
+    assert_near(decoder.logits[0], fresh(model, [*asked[2], 11]))
+    assert_near(decoder.logits[1], fresh(model, [*asked[0], 12]))
+
+
+@pytest.mark.parametrize(
+    "shape", [{"heads": 4}, {"heads": 1}, {"layers": 1, "mlp_width": 16}, {"width": 48, "heads": 4}]
+)
+def test_other_shapes(tiny: Architecture, shape: dict[str, int], assert_same: Callable[..., None]) -> None:
+    assert_same(build_base(NANO, tiny.model_copy(update=shape), 3).eval())
+
+
+@pytest.fixture
+def assert_same() -> Callable[..., None]:
+    def check(model: Qwen3ForCausalLM) -> None:
+        asked = prompts([3, 8])
+        decoder = Decoder(model, LIMIT)
+        decoder.prefill(asked)
+        for row, prompt in enumerate(asked):
+            assert_near(decoder.logits[row], fresh(model, prompt))
+
+    return check

@@ -1,0 +1,71 @@
+"""Every method that trains something, a batch for each skill, and a few steps of training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from peft_study.igsm.families import NANO
+from peft_study.igsm.stream import StreamSettings, WindowStream
+from peft_study.models.config import MethodConfig
+from peft_study.models.learner import Learner
+from peft_study.skills.config import SkillConfig
+from peft_study.training.supervised import batch_loss, make_batch
+
+METHODS = {
+    "full": MethodConfig(name="full"),
+    "probe": MethodConfig(name="probe"),
+    "probe-r2": MethodConfig(name="probe", rank=2),
+    **{
+        f"lora-{targets}-{embeddings}": MethodConfig.model_validate(
+            {"name": "lora", "rank": 2, "targets": targets, "embeddings": embeddings}
+        )
+        for targets in ("qv", "attention", "mlp", "all-linear")
+        for embeddings in ("none", "rows", "lora_2r")
+    },
+    "lora-rslora": MethodConfig(name="lora", rank=2, rslora=True),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> MethodConfig:
+    """Return each method in turn."""
+    return METHODS[request.param]
+
+
+@pytest.fixture(scope="session")
+def skill_of() -> Callable[[MethodConfig], SkillConfig]:
+    """Return the function that says which skill a method is tested on: a probe can only detect."""
+
+    def skill(method: MethodConfig) -> SkillConfig:
+        return SkillConfig(name="detection" if method.name == "probe" else "correction")
+
+    return skill
+
+
+@pytest.fixture(scope="session")
+def batches() -> dict[str, Any]:
+    """Return a batch of two windows for each skill, mistakes included."""
+    tokens = WindowStream(StreamSettings(family=NANO, retry_rate=0.5)).read(2)
+    return {
+        name: make_batch(tokens, SkillConfig(name=name), torch.device("cpu")) for name in ("correction", "detection")
+    }
+
+
+@pytest.fixture(scope="session")
+def take_steps(batches: dict[str, Any]) -> Callable[..., list[float]]:
+    """Return a function that trains a learner on one batch and returns the loss before each step."""
+
+    def take(learner: Learner, skill: SkillConfig, *, steps: int = 4, lr: float = 3e-3) -> list[float]:
+        optimizer = torch.optim.AdamW(learner.trainable().values(), lr=lr, weight_decay=0.0)
+        losses = []
+        for _ in range(steps):
+            loss = batch_loss(learner, batches[skill.name], skill)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        return losses
+
+    return take
