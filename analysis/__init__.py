@@ -1,0 +1,1 @@
+"""From MLflow to the answer: one tidy table, its figures, the report."""

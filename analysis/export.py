@@ -1,0 +1,142 @@
+"""MLflow to the tidy table: the only reader of the runs' database.
+
+A sweep is a parent run with `sweep.json` and `plan.json`; each trial is a child run with `result.json` and
+`outcomes.npz`. Planned trials without a run are missing, and are rows too.
+"""
+
+import io
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from analysis.rows import SweepRecord, TrialRecord, rows_of
+from analysis.table import read_results, write_results
+from peft_study.errors import DataError
+from peft_study.records import Status
+from peft_study.study.stores import MLFLOW, check_database, mlflow_path
+from peft_study.study.tracking import EXPERIMENT, artifacts_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+__all__ = ["export_sweep", "read_results", "read_sweep", "results_path"]
+
+
+def results_path(sweep: str, runs: Path) -> Path:
+    """Return where the tidy table of a sweep lies."""
+    return runs / sweep / "results.csv"
+
+
+def export_sweep(sweep: str, runs: Path) -> Path:
+    """Write the tidy table of `sweep` and return its path; a table that says the same already is left alone."""
+    path = results_path(sweep, runs)
+    write_results(path, rows_of(read_sweep(sweep, runs)))
+    return path
+
+
+class _Artifacts(NamedTuple):
+    """Where the files of runs lie. MLflow stores absolute paths, which a folder of runs that was moved outlives."""
+
+    stored: str
+    here: Path
+
+    def read(self, run: "Run", name: str, *, must: bool = True) -> bytes:
+        """Return the content of a file; empty where it may be missing and is."""
+        path = self.here / str(run.info.artifact_uri).removeprefix(self.stored).lstrip("/") / name
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            if not must:
+                return b""
+            remedy = "delete the trial's folder and run the sweep again"
+            raise DataError(f"MLflow run {run.info.run_name} has no {name}: {path} is missing; {remedy}") from None
+
+    def read_json(self, run: "Run", name: str, *, must: bool = True) -> Any:
+        """Return what a JSON file holds; an empty mapping where it may be missing and is."""
+        content = self.read(run, name, must=must)
+        try:
+            return json.loads(content) if content else {}
+        except ValueError as error:
+            raise DataError(f"{name} of MLflow run {run.info.run_name} is not JSON: {error}") from error
+
+
+def read_sweep(sweep: str, runs: Path) -> SweepRecord:
+    """Return everything that MLflow knows of `sweep`."""
+    database = mlflow_path(runs)
+    client = _client(database)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    found = [] if experiment is None else _search(client, experiment.experiment_id, f"tags.sweep = '{sweep}'")
+    parent = next((run for run in found if "trial" not in run.data.tags), None)
+    if experiment is None or parent is None:
+        raise DataError(f"{database} holds no sweep called {sweep!r}; `peft-study sweep {sweep}` runs it")
+    artifacts = _Artifacts(experiment.artifact_location, artifacts_path(runs))
+    about, plan = artifacts.read_json(parent, "sweep.json"), artifacts.read_json(parent, "plan.json")
+    children: dict[str, list[Run]] = {}
+    for run in found:
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id:
+            children.setdefault(run.data.tags.get("trial", ""), []).append(run)
+    return SweepRecord(
+        name=sweep,
+        question=about.get("question") or "",
+        first_look=bool(about.get("first_look")),
+        gap=about.get("gap") or {},
+        figure=about.get("figure") or "",
+        trials=tuple(_read_trial(cell, children.get(cell["trial"], []), artifacts) for cell in plan),
+    )
+
+
+def _client(database: Path) -> "MlflowClient":
+    """Return a client on `database`, which must be there already: MLflow would make tables in any file it is given."""
+    if not check_database(database, MLFLOW):
+        raise DataError(f"no runs are stored in {database}; `peft-study sweep` makes them")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    with warnings.catch_warnings():
+        # MLflow 3 uses a loader strategy that SQLAlchemy 2.1 announces to remove.
+        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")
+        # Slow to import, and only needed here; it sets these levels itself, so they come after.
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        uri = f"sqlite:///{database.resolve()}"
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _search(client: "MlflowClient", experiment: str, query: str) -> list["Run"]:
+    """Return all runs that `query` matches, the newest first."""
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"], page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _read_trial(cell: dict[str, Any], runs: list["Run"], artifacts: _Artifacts) -> TrialRecord:
+    """Return what is known of the planned trial `cell`, of whose runs a finished one counts before the newest."""
+    runs = sorted(runs, key=lambda run: run.info.status != "FINISHED")
+    result = artifacts.read_json(runs[0], "result.json", must=False) if runs else {}
+    if result:
+        status, reason = Status(result["status"]), result.get("reason", "")
+    elif not runs:
+        status, reason = Status.MISSING, "not yet run"
+    elif runs[0].info.status == "FAILED":
+        status, reason = Status.FAILED, "raised before it could write a result"
+    else:
+        # Without a result a run can only have been stopped, even where its status still says that it is running.
+        status, reason = Status.KILLED, "stopped before it ended"
+    outcomes = {}
+    if status is Status.FINISHED:
+        with np.load(io.BytesIO(artifacts.read(runs[0], "outcomes.npz")), allow_pickle=False) as file:
+            outcomes = dict(file)
+    config = result.get("config") or cell["config"]
+    alarms = tuple(cell.get("alarms", ()))
+    return TrialRecord(cell["trial"], cell["arm"], status, reason, config, result, outcomes, alarms)

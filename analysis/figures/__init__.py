@@ -1,0 +1,1 @@
+"""Figures: `compute(frame)` says what will be drawn, `draw(info)` only draws it."""

@@ -1,0 +1,168 @@
+"""The learning rate figure: what each rate reached, for every cell that was tuned."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from analysis.style import FAINT, INK, SKILL_COLOURS, look, new_figure, strip_labels
+from analysis.summary import SKILLS, Counts, Interval, Row, counts_of
+from analysis.table import arm_rows, to_rows, trial_rows
+from peft_study.records import Status
+from peft_study.study.tuned import TUNING_METRIC, Cell
+
+CAPTION = (
+    "Every learning rate that was tried, on validation problems: the mean over operation counts and seeds. Ringed: the "
+    "best, which the other sweeps use; `edge!` is an alarm, the best rate lies on the edge of its grid."
+)
+
+
+class Rate(NamedTuple):
+    """A learning rate and what it reached."""
+
+    lr: float
+    interval: Interval
+    loss: float | None
+
+
+class Tuned(NamedTuple):
+    """The rates of one cell, rising."""
+
+    cell: Cell
+    rates: tuple[Rate, ...]
+    best: Rate
+    on_edge: bool
+
+
+class LearningRateInfo(NamedTuple):
+    """What the figure shows."""
+
+    tuned: tuple[Tuned, ...]
+    counts: Counts
+
+
+def compute(frame: pd.DataFrame) -> LearningRateInfo:
+    """Return every tuned cell with its rates; the best has the highest value, then the lowest loss, then is least."""
+    losses = _losses(frame)
+    found: dict[Cell, dict[float, Rate]] = {}
+    for row in to_rows(arm_rows(frame)):
+        if not _decides(row):
+            continue
+        cell, lr = _cell_of(row), row["lr"]
+        interval = Interval(row["value"], row["low"], row["high"])
+        # The mean over operation counts stands after the single ones, and takes their place.
+        found.setdefault(cell, {})[lr] = Rate(lr, interval, losses.get((cell, lr)))
+    return LearningRateInfo(
+        tuned=tuple(_tuned(cell, tuple(sorted(rates.values()))) for cell, rates in sorted(found.items())),
+        counts=counts_of(frame),
+    )
+
+
+def _decides(row: Row) -> bool:
+    return row["lr"] is not None and row["value"] is not None and (row["set"], row["metric"]) == _metric_of(row)
+
+
+def _metric_of(row: Row) -> tuple[str, str]:
+    return TUNING_METRIC[row["skill"]]
+
+
+def _cell_of(row: Row) -> Cell:
+    return Cell.of(row["family"], row["skill"], row["method"], row["targets"], row["rank"] or 0)
+
+
+def _losses(frame: pd.DataFrame) -> dict[tuple[Cell, float], float]:
+    """Return the mean loss of the trials of each cell and rate."""
+    losses: dict[tuple[Cell, float], list[float]] = {}
+    for row in to_rows(trial_rows(frame)):
+        if row["metric"] == "loss" and row["status"] == Status.FINISHED and row["lr"] is not None:
+            losses.setdefault((_cell_of(row), row["lr"]), []).append(row["value"])
+    return {key: fmean(values) for key, values in losses.items()}
+
+
+def _tuned(cell: Cell, rates: tuple[Rate, ...]) -> Tuned:
+    def order(rate: Rate) -> tuple[float, float, float]:
+        return -rate.interval.value, float("inf") if rate.loss is None else rate.loss, rate.lr
+
+    best = min(rates, key=order)
+    return Tuned(cell, rates, best, on_edge=best in (rates[0], rates[-1]))
+
+
+def draw(info: LearningRateInfo) -> Figure:
+    """Draw a row for each skill, a panel for each method and target set, a curve for each rank."""
+    panels: dict[tuple[str, str, str], list[Tuned]] = {}
+    for tuned in info.tuned:
+        panels.setdefault((tuned.cell.skill, tuned.cell.method, tuned.cell.targets), []).append(tuned)
+    skills = [skill for skill in SKILLS if any(key[0] == skill for key in panels)]
+    kinds = {skill: [key for key in panels if key[0] == skill] for skill in skills}
+    columns = max(map(len, kinds.values()), default=1)
+    with look():
+        figure = new_figure(10.0, 0.4 + 2.5 * max(1, len(skills)))
+        grid = figure.add_gridspec(max(1, len(skills)), columns)
+        drawn: list[tuple[Axes, list[Tuned]]] = []
+        for row, skill in enumerate(skills):
+            first = None
+            for column, key in enumerate(kinds[skill]):
+                axes = figure.add_subplot(grid[row, column], sharey=first)
+                first = first or axes
+                _draw_panel(axes, panels[key])
+                axes.set_title(f"{skill.capitalize()}: {' '.join(filter(None, key[1:]))}", color=SKILL_COLOURS[skill])
+                axes.set_xlabel("peak learning rate")
+                axes.set_ylabel(_axis_text(skill) if column == 0 else "")
+                drawn.append((axes, panels[key]))
+        # The layout must settle before labels can be kept apart in points.
+        figure.canvas.draw()
+        for axes, curves in drawn:
+            ends = [tuned.rates[-1].interval.value for tuned in curves]
+            texts = [f"r{tuned.cell.rank}" if tuned.cell.rank else "" for tuned in curves]
+            strip_labels(axes, 1.0, ends, texts, _shades(curves))
+    return figure
+
+
+def _draw_panel(axes: Axes, curves: Sequence[Tuned]) -> None:
+    axes.set_xscale("log")
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.1, y=0.2)
+    for tuned, colour in zip(curves, _shades(curves), strict=True):
+        lrs = [rate.lr for rate in tuned.rates]
+        values = [rate.interval.value for rate in tuned.rates]
+        below = [max(0.0, rate.interval.value - rate.interval.low) for rate in tuned.rates]
+        above = [max(0.0, rate.interval.high - rate.interval.value) for rate in tuned.rates]
+        axes.errorbar(lrs, values, yerr=(below, above), color=colour, marker="o", markersize=4, elinewidth=1)
+        best = [tuned.best.lr], [tuned.best.interval.value]
+        axes.plot(*best, marker="o", markersize=10, markerfacecolor="none", markeredgecolor=INK, zorder=4)
+        if tuned.on_edge:
+            place = {"xytext": (0, 12), "textcoords": "offset points", "ha": "center"}
+            axes.annotate("edge!", (best[0][0], best[1][0]), **place, color=INK, fontsize=8.5, fontweight="bold")
+    tried = sorted({rate.lr for tuned in curves for rate in tuned.rates})
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(tried, [_short(lr) for lr in tried], fontsize=8)
+
+
+def _short(lr: float) -> str:
+    """Return a rate in few letters.
+
+    >>> _short(0.0003), _short(0.01)
+    ('3e-4', '1e-2')
+    """
+    digits, exponent = f"{lr:.3e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def _axis_text(skill: str) -> str:
+    return "share solved, ood" if skill == "correction" else "AUROC, injected"
+
+
+def _shades(curves: Sequence[Tuned]) -> list[str]:
+    """Return a colour for each curve, the paler the lower the rank."""
+    shades = []
+    for place, tuned in enumerate(curves):
+        red, green, blue = to_rgb(SKILL_COLOURS[tuned.cell.skill])
+        pale = 0.55 * (1 - (place + 1) / len(curves))
+        shades.append(to_hex((red + (1 - red) * pale, green + (1 - green) * pale, blue + (1 - blue) * pale)))
+    return shades

@@ -1,0 +1,213 @@
+"""One line for each arm and skill: what the terminal, the report and the headline figure show."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from analysis.gap import NO_GAP
+from analysis.table import arm_of, arm_rows, to_rows, trial_rows
+from peft_study.records import Status
+
+CLAIM_SEEDS, CLAIM_BASES, CLAIM_PROBLEMS = 3, 2, 4096
+"""What a claim needs."""
+LOSS_ON_SOLUTION = frozenset({"nano", "mini"})
+"""Families without loss on the problem text; the paper seems to use all tokens."""
+SKILLS = ("correction", "detection")
+Row = dict[str, Any]
+
+
+class Role(StrEnum):
+    """What an arm is in the comparison; the value is what people read."""
+
+    BASE = "base as it is"
+    CONTROL = "control"
+    PROBE = "probe"
+    ADAPTER = "LoRA"
+    FULL = "full fine-tuning"
+    PRETRAINED = "retry pretraining"
+    UPPER = "retry pretraining + t"
+
+
+class Interval(NamedTuple):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ArmSummary(NamedTuple):
+    """An arm seen from one skill."""
+
+    skill: str
+    arm: str
+    role: Role
+    row: Row
+    """The columns that the rows of the arm share."""
+    metric: str
+    raw: Interval | None
+    gap: Interval | None
+    no_gap: bool
+    seeds: tuple[int, ...]
+    bases: tuple[int, ...]
+    problems: int
+    alarms: tuple[str, ...]
+    """What a reader must know before believing the line."""
+    notes: tuple[str, ...]
+    """References that rest on fewer trials than the arm."""
+
+
+class Counts(NamedTuple):
+    """What a caption says of the trials behind a figure."""
+
+    seeds: tuple[int, int]
+    """Fewest and most trial seeds of an arm."""
+    bases: int
+    problems: int
+    planned: int
+    failed: int
+    unfinished: int
+    """Killed, pruned or not yet run."""
+    families: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What references rest on, where they have fewer trials than an arm."""
+
+
+def role_of(row: Row) -> Role:
+    """Return the role that a row's method, base and data give its arm."""
+    method, on_retry = row["method"], row["base"] == "retry"
+    if method in ("none", "pretrain"):
+        return Role.PRETRAINED if on_retry else Role.BASE
+    if method == "probe":
+        return Role.PROBE
+    if not row["retry_rate"]:
+        return Role.CONTROL
+    if method == "full":
+        return Role.UPPER if on_retry else Role.FULL
+    return Role.ADAPTER
+
+
+def name_of(line: ArmSummary) -> str:
+    """Return what people call an arm, seen from its skill: adapters without their rank."""
+    if line.metric == "free_auroc":
+        return "free detector"
+    if line.role is not Role.ADAPTER:
+        return line.role.value
+    row = line.row
+    parts = [line.role.value, row["targets"]]
+    parts += [] if row["embeddings"] == "rows" else [f"embeddings={row['embeddings']}"]
+    parts += [] if row["mask"] or line.skill == "detection" else ["unmasked"]
+    return " ".join(parts)
+
+
+def summarize(frame: pd.DataFrame) -> list[ArmSummary]:
+    """Return the arms of a table, correction first, in the order of roles and ranks.
+
+    The free detector of the upper reference is a line of detection too.
+    """
+    trials = to_rows(trial_rows(frame))
+    grouped: dict[str, list[Row]] = {}
+    for row in to_rows(arm_rows(frame)):
+        grouped.setdefault(row["trial"], []).append(row)
+    summaries = []
+    for arm, rows in grouped.items():
+        of_arm = [row for row in trials if arm_of(row["trial"]) == arm]
+        summaries.append(_summary(rows[0]["skill"], arm, rows, of_arm))
+        if role_of(rows[0]) is Role.UPPER and any(row["skill"] == "detection" for row in trials):
+            summaries.append(_summary("detection", arm, rows, of_arm))
+    roles = list(Role)
+    return sorted(
+        summaries,
+        key=lambda line: (
+            *(SKILLS.index(line.skill), roles.index(line.role), line.row["targets"]),
+            *(line.row["rank"] or 0, line.row["lr"] or 0),
+        ),
+    )
+
+
+def counts_of(frame: pd.DataFrame) -> Counts:
+    """Return what a caption says of the trials in a table."""
+    rows = to_rows(trial_rows(frame))
+    status = {row["trial"]: Status(row["status"]) for row in rows}
+    lines = [line for line in summarize(frame) if line.raw is not None]
+    seeds = [len(line.seeds) for line in lines] or [0]
+    return Counts(
+        seeds=(min(seeds), max(seeds)),
+        bases=len({row["base_seed"] for row in rows if row["status"] == Status.FINISHED}),
+        problems=min((line.problems for line in lines), default=0),
+        planned=len(status),
+        failed=sum(value is Status.FAILED for value in status.values()),
+        unfinished=sum(value not in (Status.FAILED, Status.FINISHED) for value in status.values()),
+        families=tuple(sorted({row["family"] for row in rows})),
+        notes=tuple(dict.fromkeys(note for line in lines for note in line.notes)),
+    )
+
+
+def missing_for_claim(counts: Counts) -> list[str]:
+    """Return what a claim would need more of, e.g. '3 seeds (here 2)'."""
+    have = ((CLAIM_SEEDS, counts.seeds[0], "seeds"), (CLAIM_BASES, counts.bases, "base pairs"))
+    lacks = [f"{need} {unit} (here {got})" for need, got, unit in have if got < need]
+    if counts.problems < CLAIM_PROBLEMS:
+        lacks.append(f"{CLAIM_PROBLEMS:,} problems a cell (here {counts.problems:,})")
+    return lacks
+
+
+def caption(counts: Counts, *, first_look: bool) -> str:
+    """Return what must stand under every figure: how sure it is, and what it rests on."""
+    fewest, most = counts.seeds
+    seeds = f"{most} seed{'s' * (most != 1)}" if fewest == most else f"{fewest} to {most} seeds"
+    parts = [
+        f"{seeds}, {counts.bases} base pair{'s' * (counts.bases != 1)}, {counts.problems:,} problems a cell.",
+        "Intervals: 95 % percentile bootstrap over base, trial seed and problem.",
+        f"{counts.failed} of {counts.planned} trials failed"
+        + (f", {counts.unfinished} not finished." if counts.unfinished else "."),
+    ]
+    if set(counts.families) & LOSS_ON_SOLUTION:
+        parts.append(f"Bases and correction learn from the loss on the solution alone ({', '.join(counts.families)}).")
+    notes = [f"{note[0].upper()}{note[1:]}." for note in counts.notes]
+    return " ".join((["First look."] if first_look else []) + parts + notes)
+
+
+def _summary(skill: str, arm: str, rows: Sequence[Row], trials: Sequence[Row]) -> ArmSummary:
+    own_skill = rows[0]["skill"] == skill
+    metric = "accuracy" if skill == "correction" else "detect_auroc" if own_skill else "free_auroc"
+    measured = [row for row in rows if row["metric"] == metric and row["set"] == _set_of(skill)]
+    headline = max(measured, key=lambda row: row["op"] or 0, default=None)
+    gap_row = next((row for row in rows if own_skill and row["metric"] == "gap_closed"), None)
+    finished = [row for row in trials if row["status"] == Status.FINISHED]
+    alarms, notes = _alarms(rows[0], gap_row)
+    return ArmSummary(
+        skill=skill,
+        arm=arm,
+        role=role_of(rows[0]),
+        row=rows[0],
+        metric=metric,
+        raw=_interval(headline),
+        gap=_interval(gap_row),
+        no_gap=gap_row is not None and gap_row["value"] is None,
+        seeds=tuple(sorted({row["seed"] for row in finished})),
+        bases=tuple(sorted({row["base_seed"] for row in finished})),
+        problems=headline["n"] if headline else 0,
+        alarms=alarms,
+        notes=notes,
+    )
+
+
+def _set_of(skill: str) -> str:
+    return "ood" if skill == "correction" else "injected"
+
+
+def _interval(row: Row | None) -> Interval | None:
+    return None if row is None or row["value"] is None else Interval(row["value"], row["low"], row["high"])
+
+
+def _alarms(row: Row, gap_row: Row | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the alarms and the notes of a line."""
+    reasons = [reason for reason in (gap_row or row)["reason"].split("; ") if reason]
+    notes = tuple(reason for reason in reasons if reason.startswith("reference "))
+    alarms = [reason for reason in reasons if reason not in notes and not reason.startswith(NO_GAP)]
+    if row["converged"] is False:
+        alarms.append("not converged")
+    return tuple(alarms), notes

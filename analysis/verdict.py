@@ -1,0 +1,129 @@
+"""What the numbers say, in sentences: every number in them comes from the table."""
+
+from collections.abc import Sequence
+
+from analysis.figures.learning_rate import LearningRateInfo
+from analysis.summary import (
+    CLAIM_BASES,
+    CLAIM_PROBLEMS,
+    CLAIM_SEEDS,
+    SKILLS,
+    ArmSummary,
+    Counts,
+    Interval,
+    Role,
+    missing_for_claim,
+    name_of,
+)
+
+MINUS = "\N{MINUS SIGN}"
+_SCALES = {
+    "correction": "share of problems solved, out of distribution",
+    "detection": "AUROC at the decision points of injected mistakes",
+}
+
+
+def show(interval: Interval | None, digits: int) -> str:
+    """Return a value with its interval, '' where there is none.
+
+    >>> show(Interval(0.531, -0.02, 1.0), 2)
+    '0.53 [−0.02, 1.00]'
+    """
+    if interval is None:
+        return ""
+    value, low, high = (f"{number:.{digits}f}".replace("-", MINUS) for number in interval)
+    return f"{value} [{low}, {high}]"
+
+
+def standing(counts: Counts, *, first_look: bool) -> str:
+    """Return how much may be claimed: a first look, what is missing, or that nothing is."""
+    missing = missing_for_claim(counts)
+    need = f"{CLAIM_SEEDS} seeds, {CLAIM_BASES} base pairs and {CLAIM_PROBLEMS:,} problems a cell"
+    if first_look or missing:
+        head = "**First look, no verdict.**" if first_look else "**No verdict.**"
+        lacks = f"; missing: {_listed(missing)}" if missing else ""
+        return f"{head} A claim needs {need}{lacks}. What follows describes these runs and nothing beyond them."
+    return f"A claim needs {need}; these runs have them."
+
+
+def headline_sentences(lines: Sequence[ArmSummary]) -> list[str]:
+    """Return a paragraph for each skill, and one that contrasts them."""
+    paragraphs = [text for skill in SKILLS if (text := _skill_text(skill, [x for x in lines if x.skill == skill]))]
+    contrast = _contrast(lines)
+    return paragraphs + ([contrast] if contrast else [])
+
+
+def _skill_text(skill: str, lines: Sequence[ArmSummary]) -> str:
+    lower = _of_role(lines, Role.CONTROL if skill == "correction" else Role.PROBE)
+    upper = _of_role(lines, Role.UPPER)
+    trained = [line for line in lines if line.role in (Role.ADAPTER, Role.FULL) and line.raw]
+    if not any((lower, upper, trained)):
+        return ""
+    ends = [f"{name_of(line)} {show(line.raw, 3)}" for line in (lower, upper) if line]
+    parts = [f"**{skill.capitalize()}** ({_SCALES[skill]}). References: {_listed(ends) or 'none measured'}."]
+    if trained:
+        parts.append(f"Trained: {_listed([f'{_name(line)} {show(line.raw, 3)}' for line in trained])}.")
+    if any(line.no_gap for line in trained):
+        parts.append("There is no gap between the references, so no ratio is given.")
+    closed = [f"{_name(line)} {show(line.gap, 2)}" for line in trained if line.gap]
+    if closed:
+        parts.append(f"Gap closed: {_listed(closed)}.")
+    same = [_name(line) for line in trained if line.gap and line.gap.low <= 0 <= line.gap.high]
+    if same:
+        parts.append(f"Not distinguishable from the {(lower or trained[0]).role}: {_listed(same)}.")
+    return " ".join(parts)
+
+
+def _contrast(lines: Sequence[ArmSummary]) -> str:
+    """Return where the gaps closed by the two skills differ, like against like."""
+    gaps = {
+        (line.skill, _name(line)): line.gap for line in lines if line.gap and line.role in (Role.ADAPTER, Role.FULL)
+    }
+    names = dict.fromkeys(name for _, name in gaps)
+    apart: dict[str, list[str]] = {"correction": [], "detection": [], "": []}
+    for name in names:
+        correction, detection = gaps.get(("correction", name)), gaps.get(("detection", name))
+        if correction and detection:
+            more = (
+                "detection"
+                if detection.low > correction.high
+                else "correction"
+                if correction.low > detection.high
+                else ""
+            )
+            apart[more].append(name)
+    parts = [
+        f"{skill} closes more of its gap than {other} at {_listed(apart[skill])} (their intervals do not overlap)"
+        for skill, other in (("detection", "correction"), ("correction", "detection"))
+        if apart[skill]
+    ]
+    if apart[""]:
+        parts.append(f"the two are not distinguishable at {_listed(apart[''])}")
+    text = "; ".join(parts)
+    return f"**Side by side**, {text}." if text else ""
+
+
+def learning_rate_sentences(info: LearningRateInfo) -> list[str]:
+    """Return the best rates, and the alarms."""
+    best = [f"{tuned.cell}: {tuned.best.lr:g}" for tuned in info.tuned]
+    edges = [str(tuned.cell) for tuned in info.tuned if tuned.on_edge]
+    sentences = [f"Best learning rates: {'; '.join(best)}."] if best else []
+    if edges:
+        sentences.append(f"**Alarm:** on the edge of the grid, so a better rate may lie beyond: {'; '.join(edges)}.")
+    return sentences
+
+
+def _of_role(lines: Sequence[ArmSummary], role: Role) -> ArmSummary | None:
+    return next((line for line in lines if line.role is role and line.raw), None)
+
+
+def _name(line: ArmSummary) -> str:
+    """Return how a sentence calls an arm; target sets are named where they are not the default."""
+    if line.role is not Role.ADAPTER:
+        return line.role.value
+    targets = "" if line.row["targets"] == "all-linear" else f" on {line.row['targets']}"
+    return f"LoRA rank {line.row['rank']}{targets}"
+
+
+def _listed(items: Sequence[str]) -> str:
+    return ", ".join(items)

@@ -1,0 +1,162 @@
+"""Figures: what is computed is tested by number, what is drawn by drawing it."""
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from analysis.figures import headline, learning_rate
+from analysis.rows import rows_of
+from analysis.style import SKILL_COLOURS, render, spread
+from analysis.table import arm_rows, to_frame, to_rows, write_results
+from peft_study.study.config import build_config
+from peft_study.study.tuned import TunedRates
+
+
+def pooled(frame: pd.DataFrame, arm: str, metric: str, op: int | None = 6) -> tuple[float, float, float]:
+    rows = [
+        row
+        for row in to_rows(arm_rows(frame))
+        if (row["trial"], row["metric"], row["op"]) == (arm, metric, op) and row["set"] in ("ood", "injected")
+    ]
+    return rows[0]["value"], rows[0]["low"], rows[0]["high"]
+
+
+def test_headline_curves_are_the_ranks_at_their_parameters(frame: pd.DataFrame) -> None:
+    info = headline.compute(frame)
+    assert list(info.raw) == ["correction", "detection"]
+    (curve,) = info.raw["correction"].curves
+    assert [(point.text, point.params) for point in curve.points] == [("r1", 11_000), ("r4", 42_000), ("r16", 166_000)]
+    assert curve.points[1].interval == pooled(frame, "correction-r4", "accuracy")
+    assert curve.full is not None
+    assert (curve.full.params, curve.full.interval) == (1_050_000, pooled(frame, "full", "accuracy"))
+    (curve,) = info.raw["detection"].curves
+    assert curve.points[2].interval == pooled(frame, "detection-r16", "detect_auroc")
+
+
+def test_headline_references_are_control_bases_probe_and_free_detector(frame: pd.DataFrame) -> None:
+    info = headline.compute(frame)
+    correction = {reference.text: reference.interval for reference in info.raw["correction"].references}
+    assert list(correction) == ["base as it is", "control", "retry pretraining", "retry pretraining + t"]
+    assert correction["control"] == pooled(frame, "control", "accuracy")
+    assert correction["retry pretraining"] == pooled(frame, "pretrained", "accuracy")
+    detection = {reference.text: reference.interval for reference in info.raw["detection"].references}
+    assert detection == {
+        "probe": pooled(frame, "probe", "detect_auroc"),
+        "free detector": pooled(frame, "upper", "free_auroc"),
+    }
+
+
+def test_headline_gap_has_a_curve_a_skill(frame: pd.DataFrame) -> None:
+    info = headline.compute(frame)
+    assert [curve.text for curve in info.gap.curves] == ["correction", "detection"]
+    assert info.gap.curves[0].points[0].interval == pooled(frame, "correction-r1", "gap_closed")
+    assert info.gap.curves[0].points[0].interval.value < info.gap.curves[0].points[2].interval.value
+    assert info.no_gap == ()
+    assert info.ops == {"correction": 6, "detection": 6}
+    assert (info.counts.seeds, info.counts.bases, info.counts.problems) == ((1, 2), 1, 128)
+    assert (info.counts.planned, info.counts.failed) == (24, 1)
+
+
+def test_headline_without_a_gap_says_so_and_draws(made: SimpleNamespace) -> None:
+    same = made.outcomes("control", 0)
+    trials = [made.trial(arm, 0) for arm in ("control", "correction-r1", "correction-r4")]
+    info = headline.compute(to_frame(rows_of(made.sweep([*trials, made.trial("upper", 0, outcomes=same)]))))
+    assert info.no_gap == ("correction",)
+    assert info.gap.curves == ()
+    texts = [text.get_text() for axes in headline.draw(info).axes for text in axes.texts]
+    assert any("no gap" in text for text in texts)
+
+
+def test_headline_names_the_target_sets_where_there_are_several(made: SimpleNamespace) -> None:
+    first, second = made.trial("correction-r1", 0), made.trial("correction-r4", 0)
+    second.config["method"]["targets"] = "qv"
+    info = headline.compute(to_frame(rows_of(made.sweep([first, second]))))
+    assert [curve.text for curve in info.raw["correction"].curves] == ["correction, all-linear", "correction, qv"]
+    headline.draw(info)
+
+
+def test_figures_of_the_same_table_are_the_same_bytes(frame: pd.DataFrame) -> None:
+    first, second = (render(headline.draw(headline.compute(frame)), "svg") for _ in range(2))
+    assert first == second
+
+
+def test_labels_of_a_figure_do_not_touch(frame: pd.DataFrame) -> None:
+    figure = headline.draw(headline.compute(frame))
+    figure.canvas.draw()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+        assert all(box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+
+
+def test_nothing_at_all_is_drawn_too(made: SimpleNamespace) -> None:
+    frame = to_frame(rows_of(made.sweep([])))
+    headline.draw(headline.compute(frame))
+    learning_rate.draw(learning_rate.compute(frame))
+
+
+@pytest.mark.parametrize("positions", [[0.5], [0.1, 0.1, 0.1], [0.9, 0.2, 0.95, 0.25], [2.0, -1.0, 0.5]])
+def test_spread_keeps_labels_apart_inside_and_in_order(positions: list[float]) -> None:
+    placed = spread(positions, apart=0.2, low=0.0, high=1.0)
+    rising = sorted(placed)
+    assert all(b - a >= 0.2 - 1e-9 for a, b in itertools.pairwise(rising))
+    assert 0 <= rising[0] <= rising[-1] <= 1
+    assert sorted(range(len(placed)), key=placed.__getitem__) == sorted(range(len(placed)), key=positions.__getitem__)
+
+
+def test_skills_have_colours_of_their_own() -> None:
+    assert len(set(SKILL_COLOURS.values())) == len(SKILL_COLOURS)
+
+
+@pytest.fixture
+def tuning(made: SimpleNamespace) -> pd.DataFrame:
+    """Return a tidy table of a learning rate sweep: the middle rate is best for rank 1, the last for rank 16."""
+    trials = []
+    for arm, source in (("correction-r1", {1: "full", 0: "control", 2: "control"}), ("correction-r16", {2: "full"})):
+        for place, lr in enumerate((1e-3, 3e-3, 1e-2)):
+            for seed in (0, 1):
+                outcomes = made.outcomes(source.get(place, "control"), seed)
+                record = made.trial(arm, seed, outcomes=outcomes)
+                record.config["training"]["lr"], record.config["evaluation"]["split"] = lr, "validation"
+                measures = [
+                    {
+                        "split": "validation",
+                        "set": "ood",
+                        "op": op,
+                        "metric": "accuracy",
+                        "value": float(outcomes[f"correct_ood_{op}"].mean()),
+                        "low": 0.0,
+                        "high": 1.0,
+                        "n": 128,
+                    }
+                    for op in (5, 6)
+                ]
+                record.result["measures"] += measures
+                trials.append(record._replace(arm=f"{arm}-lr-{lr}", trial=f"{arm}-lr-{lr}-s{seed}-b0-0123456789"))
+    return to_frame(rows_of(made.sweep(trials)))
+
+
+def test_learning_rate_marks_the_best_and_the_edge(tuning: pd.DataFrame) -> None:
+    info = learning_rate.compute(tuning)
+    assert [(tuned.cell.rank, tuned.best.lr, tuned.on_edge) for tuned in info.tuned] == [
+        (1, 0.003, False),
+        (16, 0.01, True),
+    ]
+    first = info.tuned[0]
+    assert [rate.lr for rate in first.rates] == [0.001, 0.003, 0.01]
+    assert first.best.interval == pooled(tuning, "correction-r1-lr-0.003", "accuracy", op=None)
+    assert first.best.loss == pytest.approx(0.3)
+    learning_rate.draw(info)
+
+
+def test_learning_rate_agrees_with_what_the_sweeps_use(tuning: pd.DataFrame, tmp_path: Path) -> None:
+    write_results(tmp_path / "lr.csv", to_rows(tuning))
+    rates = TunedRates(tmp_path / "lr.csv")
+    for tuned in learning_rate.compute(tuning).tuned:
+        settings = {"method.name": "lora", "method.rank": tuned.cell.rank}
+        found = rates.look_up(build_config(settings))
+        assert found.lr == tuned.best.lr
+        assert bool(found.alarms) is tuned.on_edge
