@@ -1,0 +1,384 @@
+"""The command line: parse, call, exit code. Heavy libraries are imported by the commands that need them.
+
+Exit code 0: done; 1: a trial has failed; 2: something the user can put right, said in one line; 130: stopped.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from peft_study import __version__
+from peft_study.errors import ConfigError, PeftStudyError
+
+if TYPE_CHECKING:
+    from peft_study.igsm.stream import Document
+    from peft_study.study.progress import SweepProgress
+    from peft_study.study.sweep import Outcome
+    from peft_study.training.supervised import Point
+
+
+class _Commands(TyperGroup):
+    """Commands that say in one line what the user can put right."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PeftStudyError as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
+
+
+HELP = """Compare how two skills, correcting an error and detecting one, respond to the same fine-tuning.
+
+`peft-study sweep quick` runs the whole comparison, with a table and a figure at its end; everything it makes lies
+under `runs/`. The other commands are its parts.
+"""
+app = typer.Typer(
+    cls=_Commands,
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+data_app = typer.Typer(help="Look at the synthetic problems that models are trained on.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+RunsOption = Annotated[
+    Path,
+    typer.Option("--runs", envvar="PEFT_STUDY_RUNS", help="Folder for everything that runs leave behind."),
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes to the config, e.g. training.tokens=65536 or method.rank=4."
+    ),
+]
+RUNS = Path("runs")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    # A polite kill is a stop like Ctrl-C: what runs is recorded as stopped and goes on the next time.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@data_app.command("show")
+def data_show(
+    n: Annotated[int, typer.Option("-n", min=1, help="How many problems.")] = 3,
+    family: Annotated[str, typer.Option(help="Problem family.")] = "nano",
+    op: Annotated[int, typer.Option(min=0, help="Operations of each problem; 0 for any.")] = 4,
+    retry_rate: Annotated[float, typer.Option(help="How often a mistake is put in, from 0 to below 1.")] = 0.2,
+    order: Annotated[Literal["pq", "qp"], typer.Option(help="Problem or question first.")] = "pq",
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which problems.")] = "train",
+    seed: Annotated[int, typer.Option(help="Another seed gives other problems.")] = 0,
+) -> None:
+    """Print problems with their mistakes, retractions and loss mask.
+
+    In the solution, words in {braces} have no loss for correction. Decision points, where detection says right or
+    wrong, are the word `as`: green where the step is right, red where it is a mistake.
+    """
+    from peft_study.igsm.families import family_named
+    from peft_study.igsm.mistakes import check_retry_rate
+    from peft_study.igsm.stream import StreamSettings, draw_document
+
+    check_retry_rate(retry_rate)
+    settings = StreamSettings(
+        family=family_named(family), split=split, order=order, ops=(op,) if op else (), retry_rate=retry_rate, seed=seed
+    )
+    console = Console(highlight=False)
+    for index in range(n):
+        document = draw_document(settings, index)
+        console.rule(f"problem {index}: op={document.problem.op}, mistakes: {len(document.mistakes)}")
+        console.print(coloured(document, order))
+
+
+def coloured(document: "Document", order: str = "pq") -> Text:
+    """Return a document as text: a line for the problem, one for each sentence of the solution."""
+    import numpy as np
+
+    from peft_study.igsm.text import LEANING_SIGNS, SOLUTION, Kind, document_words
+    from peft_study.skills.targets import correction_targets
+
+    styles = {Kind.PROBLEM: "dim", Kind.AS: "bold green", Kind.MISTAKE: "red", Kind.MISTAKE_AS: "bold red"}
+    styles |= {Kind.BACK: "bold magenta", Kind.FINAL: "bold"}
+    words = document_words(document.problem, document.solution, document.mistakes, order)
+    # The word before the document is [END]; the first word of a window never has loss.
+    learned = correction_targets(np.array([Kind.PROBLEM, *(word.kind for word in words)]), mask=True)[1:]
+    text, in_solution, masked = Text(), False, False
+    for word, has_loss in zip(words, learned, strict=True):
+        hidden = in_solution and not has_loss
+        text.append("}" if masked and not hidden else "")
+        text.append("" if word.text in LEANING_SIGNS or not text.plain or text.plain.endswith("\n") else " ")
+        text.append("{" if hidden and not masked else "")
+        text.append(word.text, styles.get(word.kind, ""))
+        masked = hidden
+        in_solution = in_solution or word.text == SOLUTION
+        if word.text == SOLUTION or (in_solution and word.text == "."):
+            text.append("\n")
+    return text
+
+
+@app.command()
+def sweep(
+    name: Annotated[str, typer.Argument(help="Name of a file under sweeps/, or the path of one.")] = "quick",
+    overrides: OverridesArgument = None,
+    *,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would run, and how long, and stop.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Trials side by side; left out for one a core (one on a GPU).")
+    ] = None,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Run a sweep to its table, figure and report.
+
+    Only what is missing is run: stop it, or kill it, and the same command goes on where it was. Exit code 1 where a
+    trial has failed.
+    """
+    from peft_study.study.plan import build_plan, read_sweep
+
+    # In a file or a pipe lines may be as long as the tables want.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    read = read_sweep(name, overrides or ())
+    planned = build_plan(read, strict=not plan)
+    if plan:
+        from peft_study.study.costs import plan_table
+
+        console.print(plan_table(planned, runs))
+        return
+    from peft_study.study.sweep import run_sweep
+
+    outcome = run_sweep(planned, runs, workers=workers, retry_failed=retry_failed, console=console)
+    _show_answer(outcome, read.name, runs, console)
+    for trial, reason in outcome.reasons.items():
+        typer.echo(f"failed: {trial}: {reason}", err=True)
+    if outcome.reasons:
+        typer.echo(f"{len(outcome.reasons)} trials failed; `--retry-failed` runs them again", err=True)
+        raise typer.Exit(1)
+
+
+def _show_answer(outcome: "Outcome", sweep_name: str, runs: Path, console: Console) -> None:
+    """Print the table, and write the report unless there is one of the same results."""
+    from analysis.export import results_path
+    from analysis.report import terminal_table
+    from analysis.table import read_results
+
+    page = runs / sweep_name / "report.html"
+    if not (outcome.reported and page.exists() and results_path(sweep_name, runs).exists()):
+        page = _write_report(sweep_name, runs, outcome.digest)
+    console.print(terminal_table(read_results(results_path(sweep_name, runs))))
+    console.print(f"report: {page}", soft_wrap=True)
+
+
+def _write_report(sweep_name: str, runs: Path, digest: str = "") -> Path:
+    """Write table, figures and report, put them on the sweep's run, and return the page."""
+    from analysis.report import write_report
+    from peft_study.study.stores import storage_errors
+    from peft_study.study.tracking import log_parent_artifacts
+
+    with storage_errors(runs):
+        page = write_report(sweep_name, runs)
+    files = sorted(path for path in page.parent.iterdir() if path.suffix in (".csv", ".html", ".md", ".png", ".svg"))
+    log_parent_artifacts(sweep_name, files, runs, reported=digest)
+    return page
+
+
+@app.command()
+def pretrain(
+    base: Annotated[Literal["error-free", "retry"], typer.Option(help="Without or with mistakes.")] = "error-free",
+    family: Annotated[str, typer.Option(help="Problem family.")] = "nano",
+    seed: Annotated[int, typer.Option(min=0, help="Both bases of a pair have the same.")] = 0,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to read; left out for the family's own.")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Problems of each op that the base is measured on.")] = 1024,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Pretrain a base from scratch, measure it, and write it with its card under checkpoints/.
+
+    Takes an hour or more on CPU. Stop it, or kill it, and the same command goes on from its last checkpoint.
+    """
+    from peft_study.igsm.families import family_named
+    from peft_study.study.bases import make_base
+    from peft_study.study.progress import SweepProgress
+    from peft_study.study.stores import locked, storage_errors
+    from peft_study.training.machine import prepare_process
+    from peft_study.training.pretrain import PretrainConfig
+
+    family_named(family)
+    config = PretrainConfig(family=family, base=base, seed=seed)
+    if tokens is not None:
+        config = config.model_copy(update={"training": config.training.model_copy(update={"tokens": tokens})})
+    name = f"{family}-{base}-seed{seed}"
+    console = Console(highlight=False)
+    prepare_process(threads=1)
+    lock = locked(runs / "pretrain" / f".{name}.lock", busy=f"{name} is already being pretrained")
+    with storage_errors(runs), lock, SweepProgress(console, 1) as progress:
+        progress.start_trial(name, config.training.tokens)
+        folder = make_base(config, runs, on_point=_PointProgress(progress, name), n=n)
+        progress.end_trial(name, f"{name} finished")
+    console.print(f"base: {folder}", soft_wrap=True)
+
+
+class _PointProgress:
+    """Shows the points of a run as the progress of one trial."""
+
+    def __init__(self, progress: "SweepProgress", name: str) -> None:
+        self.progress, self.name, self.tokens, self.total = progress, name, 0, 0
+        self.loss, self.phase = float("nan"), "train"
+
+    def __call__(self, point: "Point") -> None:
+        self.tokens, self.total = point.tokens, point.total
+        self.loss = point.metrics.get("validation/loss", self.loss)
+        self.progress.update(self.name, self)
+
+
+@app.command()
+def finetune(
+    overrides: OverridesArgument = None,
+    *,
+    config: Annotated[Path | None, typer.Option(help="YAML file of config keys, changed by the overrides.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the trial goes; left out for one under --runs.")] = None,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Train and evaluate one trial, outside of any sweep.
+
+    Example: `peft-study finetune skill.name=detection method.name=lora method.rank=4`. A learning rate that is not set
+    is the tuned one. Without a method nothing is trained: the base is evaluated as it is.
+    """
+    from peft_study.study.config import build_config, flatten, overrides_layer, read_yaml
+    from peft_study.study.plan import resolve_rate, trial_id
+    from peft_study.study.progress import SweepProgress
+    from peft_study.study.stores import locked, read_result, storage_errors
+    from peft_study.study.tuned import TunedRates
+
+    layer = flatten(read_yaml(config)) if config else {}
+    resolved = resolve_rate(build_config(layer, overrides_layer(overrides or ())), TunedRates())
+    trial = trial_id("finetune", resolved)
+    folder = folder or runs / "finetune" / trial
+    console = Console(highlight=False)
+    with storage_errors(folder), locked(folder / ".lock", busy=f"{folder} is in use by another process"):
+        result = read_result(folder)
+        if result is None or result["trial"] != trial:
+            _check_unused(folder, result)
+            from peft_study.study.sweep import train_trial
+
+            with SweepProgress(console, 1) as progress:
+                progress.start_trial(trial, resolved.training.tokens)
+                result = train_trial(
+                    resolved,
+                    folder,
+                    trial=trial,
+                    arm="finetune",
+                    sweep="finetune",
+                    on_progress=lambda report: progress.update(trial, report),
+                    on_metrics=lambda _step, _metrics: None,
+                )
+                progress.end_trial(trial, f"{trial} {result['status']}")
+    if result["reason"]:
+        typer.echo(f"failed: {trial}: {result['reason']}", err=True)
+        raise typer.Exit(1)
+    console.print(measures_table({_measure_name(m): m for m in result["measures"]}))
+    console.print(f"trial: {folder}", soft_wrap=True)
+
+
+def _check_unused(folder: Path, result: dict[str, Any] | None) -> None:
+    if result is not None:
+        raise ConfigError(f"{folder} holds trial {result['trial']} of another config; choose another --folder")
+
+
+def _measure_name(measure: dict[str, Any]) -> str:
+    op = "" if measure["op"] is None else f" op {measure['op']}"
+    return f"{measure['set']}{op} {measure['metric']}"
+
+
+def measures_table(measures: dict[str, dict[str, Any]]) -> Table:
+    """Return named measures as a table."""
+    table = Table("metric")
+    for column in ("value", "low", "high", "n"):
+        table.add_column(column, justify="right")
+    for name, measure in measures.items():
+        numbers = ("" if measure[key] is None else f"{measure[key]:.4g}" for key in ("value", "low", "high"))
+        table.add_row(name, *numbers, str(measure["n"]))
+    return table
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a base, or of a trial's adapter.")],
+    skill: Annotated[Literal["correction", "detection"], typer.Option(help="What is measured.")] = "correction",
+    op: Annotated[int, typer.Option(min=1, help="Operations of each problem.")] = 4,
+    split: Annotated[Literal["validation", "test"], typer.Option(help="Which problems.")] = "test",
+    n: Annotated[int, typer.Option("-n", min=1, help="How many problems.")] = 512,
+    seed: Annotated[int, typer.Option(help="Another seed draws other problems.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure a checkpoint on one skill: every metric with its 95 % interval and the number of items behind it."""
+    from peft_study.study.evaluate import evaluate_checkpoint
+
+    measures = evaluate_checkpoint(checkpoint, skill, op, split, n, seed)
+    if as_json:
+        typer.echo(json.dumps(measures))
+    else:
+        Console().print(measures_table(measures))
+
+
+@app.command()
+def report(
+    name: Annotated[str, typer.Argument(help="Name of a sweep that has been run.")] = "quick", runs: RunsOption = RUNS
+) -> None:
+    """Write the table, figures and report of a sweep again, as HTML and Markdown."""
+    typer.echo(_write_report(name, runs))
+
+
+@app.command()
+def publish(
+    name: Annotated[str, typer.Argument(help="Name of a sweep that has been run.")] = "quick",
+    runs: RunsOption = RUNS,
+    results: Annotated[Path, typer.Option(help="Folder of the published tables.")] = Path("results"),
+) -> None:
+    """Copy a sweep's table to the published results, where other sweeps and the README read it."""
+    from analysis.report import publish as publish_table
+
+    results.mkdir(parents=True, exist_ok=True)
+    typer.echo(publish_table(name, runs, results))
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1.")] = 5000, runs: RunsOption = RUNS
+) -> None:
+    """Show all runs in the browser with MLflow, on this machine only; Ctrl-C ends it."""
+    from peft_study.study.tracking import ui_command
+
+    command = ui_command(runs, port=port)
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    typer.echo(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    sys.stdout.flush()
+    os.execv(command[0], command)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="peft-study")

@@ -1,0 +1,72 @@
+"""Making a base: pretrain, measure, accept or not, and write checkpoint and card."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peft_study.errors import StoreError
+from peft_study.evaluation.acceptance import acceptance, measure_base
+from peft_study.evaluation.problems import draw_problems, solve_problems
+from peft_study.igsm.families import family_named
+from peft_study.models.base import PRETRAINING_FILE, base_folder, save_base
+from peft_study.models.config import BaseConfig
+from peft_study.models.learner import Learner
+from peft_study.study.provenance import provenance
+from peft_study.training.pretrain import PretrainConfig, pretrain
+from peft_study.training.supervised import Point
+
+GENERATED = 64
+"""Problems of each op that are solved at a point on the way."""
+
+
+def make_base(config: PretrainConfig, runs: Path, *, on_point: Callable[[Point], None], n: int = 1024) -> Path:
+    """Pretrain and measure the base of `config`; return its folder under `checkpoints/`.
+
+    Goes on from `runs/pretrain/...` where it was stopped. A finished base is never overwritten: StoreError.
+    """
+    family = family_named(config.family)
+    target = base_folder(BaseConfig(name=config.base, seed=config.seed), config.family)
+    if (target / PRETRAINING_FILE).exists():
+        raise StoreError(f"{target} holds a finished base; move it away to make it again")
+    work = runs / "pretrain" / target.name
+    checks = {
+        op: draw_problems(family, op, GENERATED, split="validation", seed=0)
+        for op in (family.op_max, family.ood_ops[-1])
+    }
+
+    def generation_accuracy(learner: Learner) -> dict[str, float]:
+        model = learner.copy_fp32()
+        return {
+            f"accuracy/op{op}": sum(attempt.strict.ok for attempt in solve_problems(model, documents, "pq")) / GENERATED
+            for op, documents in checks.items()
+        }
+
+    learner, summary = pretrain(config, work, on_point=on_point, generation_accuracy=generation_accuracy)
+    learner.to(torch.device("cpu"))
+    report = measure_base(learner.model, family, n=n)
+    record = {
+        "config": config.model_dump(mode="json"),
+        "family": family.model_dump(mode="json"),
+        "training": summary._asdict(),
+        "measured": report,
+        "acceptance": acceptance(report, family) if config.base == "error-free" else None,
+        "provenance": {key: value for key, value in provenance().items() if key != "diff"},
+        "curve": [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()],
+    }
+    write_base(learner, target, record)
+    shutil.rmtree(work)
+    return target
+
+
+def write_base(learner: Learner, target: Path, record: dict[str, Any]) -> None:
+    """Write weights, tokenizer, record and card; the record comes last, so a folder that has it is whole."""
+    from peft_study.study.cards import base_card
+
+    family = family_named(record["config"]["family"])
+    (target / PRETRAINING_FILE).unlink(missing_ok=True)
+    save_base(learner.model, family, target, record)
+    (target / "README.md").write_text(base_card(record))

@@ -1,0 +1,123 @@
+"""The config of a trial: the owners' configs composed, and the layers it is read from.
+
+Three layers, in order: defaults (in the owners), YAML, dotted overrides (`method.rank=16`). An unknown key is an
+error that names the nearest key.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from peft_study.errors import ConfigError
+from peft_study.evaluation.config import EvaluationConfig
+from peft_study.models.config import BaseConfig, MethodConfig
+from peft_study.skills.config import DataConfig, SkillConfig
+from peft_study.training.config import TrainingConfig
+
+
+class TrialConfig(BaseModel):
+    """One trial: (base, skill, method, hyper-parameters, data, token budget, seed)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: BaseConfig = BaseConfig()
+    data: DataConfig = DataConfig()
+    skill: SkillConfig = SkillConfig()
+    method: MethodConfig = MethodConfig(name="none")
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = 0
+    """Seed of the stream's order and of the adapter's initial values."""
+
+
+def known_keys(model: type[BaseModel] = TrialConfig, prefix: str = "") -> list[str]:
+    """Return every dotted key of the config, e.g. `method.rank`."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += known_keys(inner, f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return `tree` with dotted keys: {'a': {'b': 1}} gives {'a.b': 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Return (dotted key, value) of `key=value`; the value is read as YAML."""
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise ConfigError(f"an override must look like key=value, but got {text!r}; e.g. method.rank=16")
+    return key.strip(), yaml.safe_load(value)
+
+
+def check_key(key: str) -> None:
+    """Raise ConfigError, naming the nearest key, unless the dotted `key` exists."""
+    keys = known_keys()
+    if key in keys:
+        return
+    nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
+    raise ConfigError(f"unknown config key {key!r}; the nearest known key is {nearest!r}")
+
+
+def build_config(*layers: dict[str, Any]) -> TrialConfig:
+    """Return the config of flat `layers` (dotted keys), later ones winning."""
+    tree: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            check_key(key)
+            *parents, leaf = key.split(".")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = value
+    try:
+        return TrialConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "config"
+        text = first["msg"].removeprefix("Value error, ")
+        value = first["input"]
+        shown = "" if isinstance(value, dict | BaseModel) else f", but got {value!r}"
+        raise ConfigError(f"{where}: {text}{shown}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; raise ConfigError where it is missing or no mapping."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"no such file: {path}; there are {', '.join(near) or 'no YAML files there'}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, but holds {type(tree).__name__}")
+    return tree
+
+
+def overrides_layer(overrides: Iterable[str]) -> dict[str, Any]:
+    """Return the flat layer of `key=value` texts."""
+    return dict(parse_override(text) for text in overrides)
+
+
+def config_hash(config: TrialConfig) -> str:
+    """Return ten hex digits that name the resolved config."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

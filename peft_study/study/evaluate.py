@@ -1,0 +1,60 @@
+"""Measure a saved checkpoint: a base, or what a trial has trained."""
+
+from pathlib import Path
+from typing import Any
+
+from peft_study.errors import CheckpointError, ConfigError
+from peft_study.evaluation.cells import Evaluator
+from peft_study.evaluation.config import EvaluationConfig
+from peft_study.igsm.families import family_named
+from peft_study.igsm.tokenizer import word_ids
+from peft_study.models.base import CHECKPOINTS, PRETRAINING_FILE, load_base, load_model, read_pretraining
+from peft_study.models.config import MethodConfig
+from peft_study.models.learner import Learner
+from peft_study.study.config import TrialConfig, build_config, flatten, read_yaml
+from peft_study.study.trial import TRAINED, evaluate_learner
+
+CONFIG_FILE = "config.yaml"
+
+
+def _open(folder: Path) -> tuple[Learner, TrialConfig]:
+    """Return the learner in `folder` and the config it stands for."""
+    trial = folder.parent if folder.name == "adapter" else folder
+    if (trial / CONFIG_FILE).is_file():
+        config = build_config(flatten(read_yaml(trial / CONFIG_FILE)))
+        words = word_ids(family_named(config.data.family))
+        saved = trial / "adapter" if config.method.name in TRAINED else None
+        base = load_base(config.base, config.data.family)
+        return Learner(base, config.method, words, config.seed, saved=saved).eval(), config
+    if not (folder / PRETRAINING_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} is neither a base ({PRETRAINING_FILE} is missing) nor a trial ({CONFIG_FILE} is missing); "
+            f"give a folder under {CHECKPOINTS}/ or under runs/<sweep>/"
+        )
+    made = read_pretraining(folder)["config"]
+    layer = {"base.path": str(folder), "base.name": made["base"], "base.seed": made["seed"]}
+    config = build_config({"data.family": made["family"], "data.retry_rate": made["retry_rate"], **layer})
+    words = word_ids(family_named(made["family"]))
+    return Learner(load_model(folder), MethodConfig(name="none"), words, 0).eval(), config
+
+
+def evaluate_checkpoint(folder: Path, skill: str, op: int, split: str, n: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Return metric name -> value, low, high, n of the checkpoint in `folder` on problems with `op` operations.
+
+    Detection names are `<set> <metric>` but for the `injected` set, which has the plain name. `detection` of a
+    checkpoint without a trained detector measures its own [BACK] (`free_auroc`), and is an error where it has none.
+    """
+    learner, config = _open(folder)
+    changed = {"evaluation": EvaluationConfig.model_validate({"split": split, "n": n, "seed": seed})}
+    config = config.model_copy(update=changed)
+    evaluator = Evaluator(config.evaluation, config.data, mistakes_rate=config.data.retry_rate, op=op)
+    found = evaluate_learner(learner, config, evaluator, cache=None)
+    wanted = ("detect_", "free_") if skill == "detection" else ("",)
+    measures = [m for m in found.measures if m.metric.startswith(wanted)]
+    if skill == "correction":
+        measures = [m for m in measures if not m.metric.startswith(("detect_", "free_", "own_"))]
+    if not measures:
+        trained = "correction" if skill == "detection" else "detection"
+        raise ConfigError(f"{folder} was not trained for {skill}; try --skill {trained}, or give another checkpoint")
+    named = {("" if m.set in ("id", "ood", "injected") else f"{m.set} ") + m.metric: m for m in measures}
+    return {name: {"value": m.value, "low": m.low, "high": m.high, "n": m.n} for name, m in named.items()}

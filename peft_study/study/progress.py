@@ -1,0 +1,155 @@
+"""What a person sees while trials run: one bar over all tokens, or plain lines where there is no terminal."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+LINE_SECONDS = 5.0
+"""Seconds between plain lines, at least."""
+
+
+class ProgressReport(Protocol):
+    """Where a trial is."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read so far."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """Tokens to be read in all."""
+        ...
+
+    @property
+    def loss(self) -> float:
+        """Loss of the last step."""
+        ...
+
+    @property
+    def phase(self) -> str:
+        """`train` or `evaluate`."""
+        ...
+
+
+def duration(seconds: float) -> str:
+    """Return `seconds` for a person.
+
+    >>> duration(75), duration(4_000)
+    ('1:15', '1:06:40')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _TimeLeft(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["left"], style="progress.remaining")
+
+
+@dataclass(slots=True)
+class _Running:
+    started: float
+    begun_at: int | None = None
+    """Tokens it had read when it was started here: not 0 where it goes on from a checkpoint."""
+    tokens: int = 0
+    text: str = "starts"
+
+    @property
+    def read_here(self) -> int:
+        return self.tokens - (self.begun_at or 0)
+
+
+class SweepProgress:
+    """The progress of a sweep of `num_trials` trials, of which some run side by side."""
+
+    def __init__(self, console: Console, num_trials: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self.num_trials, self.clock = console, num_trials, clock
+        self.expected: dict[str, int] = {}
+        """Trial id to its tokens."""
+        self.running: dict[str, _Running] = {}
+        self.ended_trials, self.ended_tokens, self.read_here = 0, 0, 0
+        self.started, self.last_line = clock(), -math.inf
+        self.bar: Progress | None = None
+        if console.is_terminal and not console.is_dumb_terminal:
+            columns = [BarColumn(bar_width=30), TextColumn("{task.percentage:3.0f}%"), _TimeLeft()]
+            self.bar = Progress(*columns, TextColumn("{task.description}"), console=console)
+            self.task = self.bar.add_task("", total=None, left="")
+
+    def __enter__(self) -> "SweepProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def expect(self, trial: str, tokens: int, *, done: bool = False) -> None:
+        """Count a trial of `tokens` tokens in; with `done` it was run earlier."""
+        self.expected[trial] = tokens
+        self.ended_trials += done
+        self.ended_tokens += tokens * done
+
+    def start_trial(self, trial: str, tokens: int) -> None:
+        """Show that `trial`, of `tokens` tokens, runs now."""
+        if self.bar is not None:
+            self.bar.start()
+        self.expected[trial] = tokens
+        self.running[trial] = _Running(self.clock())
+        self._show()
+
+    def update(self, trial: str, report: ProgressReport) -> None:
+        """Show where a trial is."""
+        running = self.running[trial]
+        running.tokens = report.tokens
+        if running.begun_at is None:
+            running.begun_at = report.tokens
+        share = f" {report.tokens / report.total:.0%}" if report.total and report.phase == "train" else ""
+        loss = "" if math.isnan(report.loss) else f", loss {report.loss:.3f}"
+        running.text = f"{report.phase}{share}{loss}"
+        self._show()
+
+    def end_trial(self, trial: str, text: str, *, bad: bool = False) -> None:
+        """Show that a trial has ended."""
+        running = self.running.pop(trial)
+        self.read_here += self.expected[trial] - (running.begun_at or 0)
+        self.ended_tokens += self.expected[trial]
+        self.ended_trials += 1
+        took = duration(self.clock() - running.started)
+        shown = escape(f"[{self.ended_trials}/{self.num_trials}] {text} ({took})")
+        # highlight=False: Rich would colour every number of an id.
+        self.console.print(f"[red]{shown}[/red]" if bad else shown, highlight=False, soft_wrap=True)
+        self.last_line = self.clock()
+
+    def seconds_left(self) -> float | None:
+        """Return the seconds left, None before there is a speed to tell from."""
+        read_here = self.read_here + sum(running.read_here for running in self.running.values())
+        if read_here <= 0:
+            return None
+        read = self.ended_tokens + sum(running.tokens for running in self.running.values())
+        return max(sum(self.expected.values()) - read, 0) * (self.clock() - self.started) / read_here
+
+    def _show(self) -> None:
+        if self.bar is None and self.clock() - self.last_line < LINE_SECONDS:
+            return
+        seconds = self.seconds_left()
+        left = "" if seconds is None else f"{duration(seconds)} left"
+        # The oldest of those that run speaks for all: a text that jumps between them cannot be read.
+        trial, running = next(iter(self.running.items()))
+        beside = f" (+{len(self.running) - 1} beside it)" if len(self.running) > 1 else ""
+        text = f"[{self.ended_trials + 1}/{self.num_trials}] {trial} {running.text}{beside}"
+        if self.bar is not None:
+            total, read = sum(self.expected.values()), sum(running.tokens for running in self.running.values())
+            self.bar.update(
+                self.task, total=total or None, completed=self.ended_tokens + read, description=escape(text), left=left
+            )
+            return
+        self.last_line = self.clock()
+        self.console.print(escape(text + (f", {left}" if left else "")), highlight=False, soft_wrap=True)

@@ -1,0 +1,354 @@
+"""Run the trials of a plan: Optuna holds the study, MLflow shows the runs, and `result.json` alone decides.
+
+A trial is done when its folder has a result. Workers run trials and write results; this process alone writes to the
+databases. Both databases are brought in line with the results at the start, so a
+kill at any moment loses and repeats nothing: the same command tells what was not told and runs what is missing.
+"""
+
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from rich.console import Console
+
+from peft_study import __version__
+from peft_study.errors import PeftStudyError
+from peft_study.records import Status
+from peft_study.study.config import TrialConfig
+from peft_study.study.launch import Event, Job, WorkerDiedError, Workers, default_workers
+from peft_study.study.ledger import Ledger, grid_space, headline, search_space
+from peft_study.study.plan import Plan, PlannedTrial, searched_trial
+from peft_study.study.progress import ProgressReport, SweepProgress
+from peft_study.study.stores import best_effort, check_stores, locked, read_result, storage_errors, write_atomic
+from peft_study.study.tracking import Tracker, TrialRun
+
+
+class TrialRunner(Protocol):
+    """Runs one trial in a folder and returns its result, which it has also written there."""
+
+    def __call__(
+        self,
+        config: TrialConfig,
+        folder: Path,
+        *,
+        trial: str,
+        arm: str,
+        sweep: str,
+        on_progress: Callable[[ProgressReport], None],
+        on_metrics: Callable[[int, dict[str, float]], None],
+    ) -> dict[str, Any]:
+        """Run the trial; go on from its last checkpoint where there is one."""
+        ...
+
+
+class Outcome(NamedTuple):
+    """How a sweep ended."""
+
+    statuses: dict[str, Status]
+    """Trial id to status."""
+    reasons: dict[str, str]
+    """Failed trial's id to its reason."""
+    changed: bool
+    """Whether anything was run or written."""
+    digest: str
+    """Names the plan and its results: what a report is made from."""
+    reported: bool
+    """Whether the report on the parent run was made from the same."""
+
+
+def run_sweep(
+    plan: Plan,
+    runs: Path,
+    *,
+    run: TrialRunner | None = None,
+    workers: int | None = None,
+    retry_failed: bool = False,
+    console: Console | None = None,
+) -> Outcome:
+    """Run what is missing of `plan` under the folder `runs` and return how all its trials ended.
+
+    `workers` trials run side by side, each in a process of its own; 0 runs them in this process, None lets the
+    machine decide.
+    """
+    name = plan.sweep.name
+    busy = f"sweep {name} is already running in {runs / name}; wait for it, or stop it and run the same command again"
+    check_stores(runs)
+    with storage_errors(runs), locked(runs / name / ".lock", busy=busy):
+        sweep = RunningSweep(plan, runs, console or Console())
+        try:
+            sweep.reconcile(retry_failed=retry_failed)
+            sweep.run_all(run or train_trial, workers)
+            return sweep.end()
+        except BaseException:
+            with best_effort():
+                sweep.tracker.close_parent(Status.KILLED)
+            raise
+        finally:
+            sweep.close()
+
+
+def train_trial(*args: Any, **options: Any) -> dict[str, Any]:
+    """Run one real trial, on one thread; imports what trains only now, since that takes seconds."""
+    from peft_study.study.trial import run_trial
+    from peft_study.training.machine import prepare_process
+
+    prepare_process(threads=1)
+    return run_trial(*args, **options)
+
+
+@dataclass(frozen=True)
+class EndsWithParent:
+    """A trial runner for a worker: when the process it reports to is gone it ends, and does not call that a failure.
+
+    The kernel closes the pipe to a killed parent before it ends the worker, which in between would fail its trial.
+    """
+
+    run: TrialRunner
+
+    def __call__(self, *args: Any, on_progress: Any, on_metrics: Any, **names: Any) -> dict[str, Any]:
+        """Run the trial."""
+        return self.run(*args, on_progress=_or_end(on_progress), on_metrics=_or_end(on_metrics), **names)
+
+
+def _or_end(report: Callable[..., None]) -> Callable[..., None]:
+    """Return `report`, ending this worker where nobody listens any more."""
+
+    def reporting(*args: Any) -> None:
+        try:
+            report(*args)
+        except (OSError, EOFError):
+            if multiprocessing.parent_process() is not None:
+                os._exit(1)
+            raise SystemExit(1) from None  # A thread: no Exception, which a trial would take for its own failure.
+
+    return reporting
+
+
+class RunningSweep:
+    """One sweep while it runs."""
+
+    def __init__(self, plan: Plan, runs: Path, console: Console) -> None:
+        self.plan, self.runs, self.console = plan, runs, console
+        self.sweep, self.folder = plan.sweep, runs / plan.sweep.name
+        self.results: dict[str, dict[str, Any]] = {}
+        self.trials = list(plan.trials)
+        """Grows while a search draws."""
+        self.active: dict[str, TrialRun] = {}
+        """Trial id to its run in MLflow, while it runs."""
+        self.changed = False
+        self.ledgers: dict[str, Ledger] = {}
+        """Cell to its study; a grid has one for all its cells."""
+        self._open_ledgers()
+        self.tracker = Tracker(runs, plan.sweep)
+
+    def _open_ledgers(self) -> None:
+        search = self.sweep.search
+        if search is None:
+            ledger = Ledger(self.runs, self.sweep.name, space=grid_space(self.plan))
+            self.ledgers = dict.fromkeys(self.plan.cells, ledger)
+            return
+        for cell, flat in self.plan.cells.items():
+            # A study of its own for each cell and its settings: what one has learned says nothing about another.
+            settings = json.dumps([flat, search.model_dump(exclude={"trials"})], sort_keys=True)
+            name = f"{self.sweep.name}/{cell}/{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+            self.ledgers[cell] = Ledger(
+                self.runs, name, direction=search.direction, pruner=search.pruner, space=search_space(search)
+            )
+
+    def close(self) -> None:
+        """Let go of the databases."""
+        for ledger in self._studies():
+            ledger.close()
+
+    def _studies(self) -> set[Ledger]:
+        return set(self.ledgers.values())
+
+    def reconcile(self, *, retry_failed: bool) -> None:
+        """Bring both databases in line with the results that are there; write nothing where they are."""
+        for ledger in self._studies():
+            ledger.put_back_leftovers()
+        self.tracker.kill_leftovers()
+        if self.sweep.search is not None:
+            self._recall_drawn()
+        if not self.tracker.plan_is_logged(self.trials):
+            self._change()
+            self.tracker.log_plan(self.trials)
+        known = {ledger: ledger.newest() for ledger in self._studies()}
+        for planned in self.trials:
+            result = read_result(self.folder / planned.trial)
+            if result is not None and retry_failed and result["status"] == Status.FAILED:
+                (self.folder / planned.trial / "result.json").unlink()
+                result = None
+            ledger = self.ledgers[planned.arm]
+            frozen = known[ledger].get(planned.trial)
+            told = frozen is not None and frozen.state.is_finished()
+            if frozen is None or (told and result is None):
+                self._change()
+                ledger.enqueue(planned)
+                told = False
+            if result is not None:
+                self._record(planned, result, told=told)
+
+    def _recall_drawn(self) -> None:
+        """Plan again what earlier runs of a search have drawn."""
+        for cell, ledger in self.ledgers.items():
+            drawn = (searched_trial(self.plan, cell, frozen.params) for frozen in ledger.trials())
+            self.trials += {planned.trial: planned for planned in drawn}.values()
+
+    def _record(self, planned: PlannedTrial, result: dict[str, Any], *, told: bool) -> None:
+        """Bring both databases in line with one result."""
+        self.results[planned.trial] = result
+        ledger = self.ledgers[planned.arm]
+        if not told:
+            self._change()
+            ledger.tell(planned.trial, result, self._metric)
+        if not self.tracker.is_complete(result):
+            self._change()
+            number = ledger.newest()[planned.trial].number
+            self.tracker.start(planned, number).finish(result, self.folder / planned.trial)
+
+    @property
+    def _metric(self) -> str | None:
+        """What a search optimises; None for the headline."""
+        return self.sweep.search.metric if self.sweep.search else None
+
+    def _change(self) -> None:
+        """Show the sweep as running before the first thing is written."""
+        if not self.changed:
+            self.tracker.open_parent()
+        self.changed = True
+
+    def _pending(self) -> Iterator[PlannedTrial]:
+        """Yield the trials to run, in the order of the plan."""
+        for planned in list(self.trials):
+            if planned.trial not in self.results:
+                yield planned
+        if self.sweep.search is None:
+            return
+        for cell, ledger in self.ledgers.items():
+            while (planned := ledger.draw(self.plan, cell, self.sweep.search)) is not None:
+                self._change()
+                ledger.enqueue(planned)
+                self.trials.append(planned)
+                self.tracker.log_plan(self.trials)
+                yield planned
+
+    def run_all(self, run: TrialRunner, num_workers: int | None) -> None:
+        """Run what is missing; what stops the sweep from outside leaves the trials that ran waiting."""
+        pending = self._pending()
+        first = next(pending, None)
+        if first is None:
+            return
+        pending = itertools.chain([first], pending)
+        if num_workers is None:
+            # Every draw of a search is to see all that came before it.
+            num_workers = 1 if self.sweep.search else default_workers()
+        num_trials = self.sweep.search.trials * len(self.plan.cells) if self.sweep.search else len(self.trials)
+        try:
+            with (
+                SweepProgress(self.console, num_trials) as progress,
+                Workers(num_workers, EndsWithParent(run)) as workers,
+            ):
+                for planned in self.trials:
+                    progress.expect(planned.trial, planned.config.training.tokens, done=planned.trial in self.results)
+                while True:
+                    while workers.has_room and (planned := next(pending, None)) is not None:
+                        self._start(planned, workers, progress)
+                    if not self.active:
+                        return
+                    for event in workers.events():
+                        self._hear(event, workers, progress)
+        except BaseException as error:
+            self._put_back()
+            if isinstance(error, WorkerDiedError):
+                raise PeftStudyError(str(error)) from error
+            raise
+
+    def _start(self, planned: PlannedTrial, workers: Workers, progress: SweepProgress) -> None:
+        """Give a trial to a worker."""
+        self._change()
+        self.active[planned.trial] = self.tracker.start(planned, self.ledgers[planned.arm].start(planned.trial))
+        progress.start_trial(planned.trial, planned.config.training.tokens)
+        folder = self.folder / planned.trial
+        workers.submit(Job(planned.config, folder, planned.trial, planned.arm, self.sweep.name))
+
+    def _hear(self, event: Event, workers: Workers, progress: SweepProgress) -> None:
+        """Act on what a worker says."""
+        job = event.job
+        if event.kind == "progress":
+            progress.update(job.trial, event.value)
+        elif event.kind == "metrics":
+            step, metrics = event.value
+            self.active[job.trial].log(step, metrics)
+            workers.go_on(job, stop=self._reason_to_stop(job, step, metrics))
+        elif event.kind == "error":
+            raise event.value
+        else:
+            result = event.value
+            if event.kind == "pruned":
+                result = _pruned_result(job, event.value)
+                write_atomic(job.folder / "result.json", json.dumps(result, indent=1))
+            self.ledgers[job.arm].tell(job.trial, result, self._metric)
+            self.active.pop(job.trial).finish(result, job.folder)
+            self.results[job.trial] = result
+            progress.end_trial(job.trial, _line(result, self._metric), bad=result["status"] == Status.FAILED)
+
+    def _reason_to_stop(self, job: Job, step: int, metrics: dict[str, float]) -> str:
+        """Return why a trial of a search is not worth going on, '' where it is."""
+        name = f"validation/{self._metric}"
+        if self.sweep.search is None or self.sweep.search.pruner == "none" or name not in metrics:
+            return ""
+        if not self.ledgers[job.arm].should_prune(job.trial, step, metrics[name]):
+            return ""
+        return f"worse than others at {step} tokens: {name} {metrics[name]:.4g}"
+
+    def _put_back(self) -> None:
+        """Let the trials that were running wait for the next time."""
+        arms = {planned.trial: planned.arm for planned in self.trials}
+        for trial, tracked in self.active.items():
+            with best_effort():
+                self.ledgers[arms[trial]].put_back(trial)
+            with best_effort():
+                tracked.flush()
+                tracked.end(Status.KILLED)
+
+    def end(self) -> Outcome:
+        """End the sweep's run, unless it is ended, and return how all went."""
+        statuses = {planned.trial: Status(self.results[planned.trial]["status"]) for planned in self.trials}
+        failed = [trial for trial, status in statuses.items() if status is Status.FAILED]
+        self.tracker.close_parent(Status.FAILED if failed else Status.FINISHED)
+        about = [__version__, self.sweep.model_dump(mode="json"), [self.results[trial] for trial in statuses]]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+        reasons = {trial: self.results[trial]["reason"] for trial in failed}
+        return Outcome(statuses, reasons, self.changed, digest, self.tracker.reported() == digest)
+
+
+def _pruned_result(job: Job, reason: str) -> dict[str, Any]:
+    """Return the result of a trial that was stopped on purpose: a status without numbers."""
+    return {
+        "trial": job.trial,
+        "arm": job.arm,
+        "sweep": job.sweep,
+        "status": Status.PRUNED.value,
+        "reason": reason,
+        "config": job.config.model_dump(mode="json"),
+        **dict.fromkeys(("tokens", "tokens_with_loss", "trainable_params", "seconds", "peak_memory_mib", "converged")),
+        "provenance": {},
+        "measures": [],
+    }
+
+
+def _line(result: dict[str, Any], metric: str | None) -> str:
+    """Return how a trial ended as one line."""
+    text = f"{result['trial']} {result['status']}"
+    if result["status"] != Status.FINISHED:
+        return f"{text}: {result['reason']}"
+    named = headline(result, metric)
+    shown = f", {named[0]} {named[1]:.3f}" if named else ""
+    return f"{text}{shown}"

@@ -1,0 +1,186 @@
+"""One trial: config -> data -> model -> train -> evaluate -> record."""
+
+import json
+import os
+import shutil
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+
+from peft_study.errors import PeftStudyError
+from peft_study.evaluation.cells import Evaluator, Findings
+from peft_study.igsm.families import family_named
+from peft_study.igsm.stream import StreamSettings, WindowStream
+from peft_study.igsm.tokenizer import word_ids
+from peft_study.models.base import base_folder, fingerprint, load_base
+from peft_study.models.config import BaseConfig
+from peft_study.models.learner import Learner
+from peft_study.records import Status
+from peft_study.study.config import TrialConfig
+from peft_study.study.provenance import provenance
+from peft_study.training.supervised import Point, TrainingSummary, train
+
+TRAINED = ("full", "lora", "probe")
+
+
+class Progress(NamedTuple):
+    """How far a trial is."""
+
+    tokens: int
+    total: int
+    loss: float
+    """Last validation loss, nan before the first."""
+    phase: str
+    """'train' or 'evaluate'."""
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def reset_peak_memory() -> None:
+    """Start measuring the peak memory of this process anew, where the system can (Linux, CUDA)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+
+
+def peak_memory_mib() -> float:
+    """Return the peak memory since the reset: of the GPU if there is one, else resident memory of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def _train(
+    learner: Learner, config: TrialConfig, folder: Path, on_point: Callable[[Point], None]
+) -> tuple[TrainingSummary, Findings, Evaluator]:
+    """Train as configured and measure the loss."""
+    family = family_named(config.data.family)
+    settings = StreamSettings(
+        family=family, order=config.data.order, retry_rate=config.data.retry_rate, seed=config.seed + 1_000_000
+    )
+    validation_settings = settings.model_copy(update={"split": "validation", "seed": config.evaluation.seed})
+    validation = WindowStream(validation_settings).read(config.evaluation.loss_windows)
+    if config.method.name in TRAINED and config.training.tokens:
+        summary = train(
+            learner,
+            WindowStream(settings),
+            validation,
+            config.skill,
+            config.training,
+            folder=folder / "checkpoint",
+            seed=config.seed,
+            on_point=on_point,
+        )
+    else:
+        summary = TrainingSummary(0, 0, 0, 0.0, [], None)
+    evaluator = Evaluator(config.evaluation, config.data, mistakes_rate=config.data.retry_rate)
+    return summary, Findings(measures=[evaluator.loss(learner, config.skill, validation)]), evaluator
+
+
+def _knows_back(config: TrialConfig) -> bool:
+    """Whether the model has been trained to emit [BACK]."""
+    return config.base.name == "retry" or (
+        config.method.name in TRAINED and config.skill.name == "correction" and config.data.retry_rate > 0
+    )
+
+
+def evaluate_learner(learner: Learner, config: TrialConfig, evaluator: Evaluator, cache: Path | None) -> Findings:
+    """Measure a trained learner on its skill's sets; the error-free base's own solutions are kept in `cache`."""
+    error_free = BaseConfig(name="error-free", seed=config.base.seed) if config.base.name == "retry" else config.base
+    folder = base_folder(error_free, config.data.family)
+    baseline = evaluator.base_attempts(lambda: load_base(error_free, config.data.family), fingerprint(folder), cache)
+    if config.skill.name == "detection":
+        return evaluator.detection(learner, baseline)
+    return evaluator.correction(learner, baseline, free=_knows_back(config))
+
+
+def _run(
+    config: TrialConfig,
+    folder: Path,
+    on_progress: Callable[[Progress], None],
+    on_metrics: Callable[[int, dict[str, float]], None],
+) -> dict[str, Any]:
+    """Train and evaluate; return the part of the result that a failed trial has not."""
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    reset_peak_memory()
+    family = family_named(config.data.family)
+    learner = Learner(load_base(config.base, config.data.family), config.method, word_ids(family), config.seed)
+    last_loss = float("nan")
+
+    def on_point(point: Point) -> None:
+        nonlocal last_loss
+        if point.metrics:
+            last_loss = point.metrics["validation/loss"]
+            on_metrics(point.tokens, point.metrics)
+        on_progress(Progress(point.tokens, point.total, last_loss, "train"))
+
+    summary, found, evaluator = _train(learner, config, folder, on_point)
+    on_progress(Progress(summary.tokens, summary.tokens, last_loss, "evaluate"))
+    rest = evaluate_learner(learner, config, evaluator, folder.parent / "cache")
+    np.savez_compressed(folder / "outcomes.npz", **rest.arrays)  # pyright: ignore[reportArgumentType]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in rest.samples))
+    if config.method.name in TRAINED:
+        learner.save(folder / "adapter")
+    return {
+        "tokens": summary.tokens,
+        "tokens_with_loss": summary.tokens_with_loss,
+        "trainable_params": summary.trainable_params,
+        "seconds": round(summary.seconds, 2),
+        "peak_memory_mib": round(peak_memory_mib(), 1),
+        "converged": summary.converged,
+        "departures": rest.departures,
+        "measures": [measure._asdict() for measure in found.measures + rest.measures],
+    }
+
+
+def run_trial(
+    config: TrialConfig,
+    folder: Path,
+    *,
+    trial: str,
+    arm: str,
+    sweep: str,
+    on_progress: Callable[[Progress], None],
+    on_metrics: Callable[[int, dict[str, float]], None],
+) -> dict[str, Any]:
+    """Run one trial in `folder`, from its checkpoint if there is one, and return its result.
+
+    `result.json` is written last and atomically: without it the trial is not finished. An error of the trial gives
+    a result with status failed and the reason; an error of the user (PeftStudyError) is raised, nothing is written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    base = base_folder(config.base, config.data.family)
+    origin = provenance() | {"base": str(base), "base_weights": fingerprint(base) if base.is_dir() else None}
+    _write_json(folder / "provenance.json", origin)
+    (folder / "checkpoint").mkdir(exist_ok=True)
+    result: dict[str, Any] = {"trial": trial, "arm": arm, "sweep": sweep, "config": config.model_dump(mode="json")}
+    try:
+        result |= {"status": Status.FINISHED.value, "reason": ""} | _run(config, folder, on_progress, on_metrics)
+    except PeftStudyError:
+        raise
+    except Exception as error:  # a trial that fails must not take the sweep with it; its reason is kept
+        (folder / "traceback.txt").write_text(traceback.format_exc())
+        result |= {"status": Status.FAILED.value, "reason": f"{type(error).__name__}: {error}", "measures": []}
+    result["provenance"] = {key: value for key, value in origin.items() if key != "diff"}
+    metrics = folder / "checkpoint" / "metrics.jsonl"
+    if metrics.is_file():
+        shutil.copyfile(metrics, folder / "metrics.jsonl")
+    _write_json(folder / "result.json", result)
+    shutil.rmtree(folder / "checkpoint")
+    return result

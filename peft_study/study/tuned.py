@@ -1,0 +1,136 @@
+"""The tuned learning rates: what `sweeps/lr.yaml` found, read from its committed result.
+
+For each family, skill, method, target set and rank the best of the rates that were tried, by the mean over seeds of
+the skill's metric on validation problems. Rows from test problems are never read.
+"""
+
+import csv
+import math
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+from peft_study.errors import ConfigError
+from peft_study.records import COLUMNS, Status
+from peft_study.study.config import TrialConfig
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+"""The published results that come with the repository."""
+
+TUNING_METRIC = {"correction": ("ood", "accuracy"), "detection": ("injected", "detect_auroc")}
+"""Skill to the (set, metric) that decides, the mean over its ops."""
+
+REMEDY = "run `make sweep SWEEP=lr` and `make publish SWEEP=lr`, or set training.lr"
+
+
+class Cell(NamedTuple):
+    """What a learning rate is tuned for."""
+
+    family: str
+    skill: str
+    method: str
+    targets: str
+    """Empty for methods without target sets."""
+    rank: int
+
+    @classmethod
+    def of(cls, family: str, skill: str, method: str, targets: str, rank: int) -> "Cell":
+        """Return the cell; target sets and ranks of methods that have none are left out."""
+        if method == "full":
+            return cls(family, skill, method, "", 0)
+        return cls(family, skill, method, targets if method == "lora" else "", rank)
+
+    def __str__(self) -> str:
+        shown = [self.family, self.skill, self.method, self.targets, f"rank {self.rank}" if self.rank else ""]
+        return ", ".join(part for part in shown if part)
+
+
+class TunedRate(NamedTuple):
+    """The rate that won."""
+
+    lr: float
+    alarms: tuple[str, ...]
+    """Why it may not be the best there is."""
+
+
+class Candidate(NamedTuple):
+    """A rate that was tried, as the mean over its trials."""
+
+    score: float
+    loss: float
+
+
+class TunedRates:
+    """The table of tuned rates in `path`, read when first asked for."""
+
+    def __init__(self, path: Path = RESULTS / "lr.csv") -> None:
+        self.path = path
+
+    @cached_property
+    def candidates(self) -> dict[Cell, dict[float, Candidate]]:
+        """Every cell's rates and what they reached."""
+        scores: dict[tuple[Cell, float], list[float]] = defaultdict(list)
+        losses: dict[tuple[Cell, float], list[float]] = defaultdict(list)
+        for row in self._rows():
+            cell = Cell.of(row["family"], row["skill"], row["method"], row["targets"], int(float(row["rank"] or 0)))
+            key = cell, float(row["lr"])
+            if (row["set"], row["metric"]) == TUNING_METRIC[row["skill"]]:
+                scores[key].append(float(row["value"]))
+            elif row["metric"] == "loss":
+                losses[key].append(float(row["value"]))
+        found: dict[Cell, dict[float, Candidate]] = defaultdict(dict)
+        for (cell, lr), values in scores.items():
+            loss = fmean(losses[cell, lr]) if losses[cell, lr] else math.inf
+            found[cell][lr] = Candidate(fmean(values), loss)
+        return dict(found)
+
+    def _rows(self) -> list[dict[str, str]]:
+        """Return the rows that may decide: finished trials, validation problems, a value."""
+        if not self.path.exists():
+            raise ConfigError(f"training.lr is not set and there are no tuned rates: {self.path} is missing; {REMEDY}")
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+            if missing:
+                raise ConfigError(f"{self.path} is no result table: it has no column {missing[0]!r}; {REMEDY}")
+            rows = list(reader)
+        return [
+            row
+            for row in rows
+            # Rows without a seed are pooled over trials.
+            if row["status"] == Status.FINISHED and row["split"] == "validation" and row["seed"] and row["value"]
+            if row["lr"] and row["skill"] in TUNING_METRIC
+        ]
+
+    def look_up(self, config: TrialConfig) -> TunedRate:
+        """Return the tuned rate for `config`: of the same cell, at the nearest rank that was tuned.
+
+        Base and retry rate do not count: the control and the upper reference are trained as full fine-tuning is.
+        """
+        method = config.method
+        wanted = Cell.of(config.data.family, config.skill.name, method.name, method.targets, method.rank)
+        near = [cell for cell in self.candidates if cell[:-1] == wanted[:-1]]
+        if not near:
+            raise ConfigError(f"no tuned learning rate in {self.path} for {wanted}; {_remedy_for(wanted)}")
+
+        def distance(cell: Cell) -> tuple[float, int]:
+            # Rank 0 counts as one below rank 1; of two equally near ranks the lower one.
+            return abs(math.log2(max(cell.rank, 0.5)) - math.log2(max(wanted.rank, 0.5))), cell.rank
+
+        return _best(self.candidates[min(near, key=distance)], min(near, key=distance))
+
+
+def _remedy_for(wanted: Cell) -> str:
+    tuned = f"let an arm of sweeps/lr.yaml try method.targets={wanted.targets} and " if wanted.targets else ""
+    return f"{tuned}{REMEDY}"
+
+
+def _best(tried: dict[float, Candidate], cell: Cell) -> TunedRate:
+    """Return the best rate of a cell: highest score, then lowest loss, then the smaller rate."""
+    lr = min(tried, key=lambda rate: (-tried[rate].score, tried[rate].loss, rate))
+    if min(tried) < lr < max(tried):
+        return TunedRate(lr, ())
+    edge = f"the tuned learning rate {lr:g} lies on the edge of its grid, {min(tried):g} to {max(tried):g} ({cell})"
+    return TunedRate(lr, (edge,))

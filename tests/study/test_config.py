@@ -1,0 +1,86 @@
+"""The config of a trial: three layers, strict, and a name for what they resolve to."""
+
+import pytest
+
+from peft_study.errors import ConfigError
+from peft_study.study.config import (
+    TrialConfig,
+    build_config,
+    check_key,
+    config_hash,
+    flatten,
+    known_keys,
+    overrides_layer,
+    parse_override,
+    read_yaml,
+)
+
+
+def test_later_layers_win() -> None:
+    config = build_config({"method.name": "lora", "method.rank": 4}, {"method.rank": 8}, overrides_layer(["seed=3"]))
+    assert (config.method.rank, config.seed, config.data.family) == (8, 3, "nano")
+
+
+def test_flat_and_tree_are_the_same_config() -> None:
+    config = build_config({"method.name": "lora", "method.rank": 4, "data.retry_rate": 0.5})
+    flat = flatten(config.model_dump())
+    assert build_config(flat) == config
+    assert sorted(flat) == sorted(known_keys())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a.b=1", 1),
+        ("a.b=0.5", 0.5),
+        ("a.b=true", True),
+        ("a.b=x=y", "x=y"),
+        ("a.b=[1, 2]", [1, 2]),
+        ("a.b=null", None),
+    ],
+)
+def test_an_override_is_read_as_yaml(text: str, value: object) -> None:
+    assert parse_override(text) == ("a.b", value)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("method.rnk", "method.rank"), ("traning.lr", "training.lr"), ("data.retryrate", "data.retry_rate")],
+)
+def test_an_unknown_key_names_the_nearest(key: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown config key '{key}'; the nearest known key is '{nearest}'"):
+        check_key(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.retry_rate", 1), ("method.name", "loraa"), ("training.tokens", -1), ("training.lr", 0), ("seed", "x")],
+)
+def test_a_value_that_cannot_be_is_named_with_its_key(key: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config({key: value})
+    assert str(caught.value).startswith(f"{key}: ")
+    assert str(caught.value).endswith(f"but got {value!r}")
+
+
+def test_lora_needs_a_rank() -> None:
+    with pytest.raises(ConfigError, match=r"method.rank must be at least 1 for method lora"):
+        build_config({"method.name": "lora"})
+
+
+def test_the_hash_names_the_resolved_config() -> None:
+    default = TrialConfig()
+    assert config_hash(build_config({"seed": 0})) == config_hash(default)
+    hashes = {
+        config_hash(build_config({key: value}))
+        for key, value in {"seed": 1, "base.seed": 1, "data.retry_rate": 0}.items()
+    }
+    assert len(hashes | {config_hash(default)}) == 4
+
+
+def test_yaml_that_is_no_mapping_is_refused(tmp_path) -> None:
+    path = tmp_path / "sweep.yaml"
+    for text, fault in (("- 1", "mapping"), ("a: [", "is not YAML")):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=fault):
+            read_yaml(path)

@@ -1,0 +1,348 @@
+"""A sweep runs every trial once, whatever happens to it."""
+
+import errno
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from rich.console import Console
+
+from peft_study.errors import StoreError
+from peft_study.records import Status
+from peft_study.study.plan import Plan, build_plan, read_sweep
+from peft_study.study.progress import SweepProgress
+from peft_study.study.stores import check_stores, locked
+from peft_study.study.sweep import Outcome, run_sweep
+
+Write = Callable[..., Path]
+Read = Callable[[Path], Any]
+VALIDATION = {"training": {"tokens": 1_200}, "evaluation": {"split": "validation"}}
+SEARCH: dict[str, Any] = {
+    "trials": 12,
+    "metric": "loss",
+    "space": {"training.lr": {"low": 1e-4, "high": 1e-1, "log": True}},
+    "pruner": "none",
+}
+
+
+def sweep(plan: Plan, runs: Path, run: Any, **options: Any) -> Outcome:
+    """Run a sweep in this process."""
+    return run_sweep(plan, runs, run=run, workers=0, console=Console(file=io.StringIO()), **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file below `folder`."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def results(runs: Path, plan: Plan) -> dict[str, Any]:
+    return {
+        planned.trial: json.loads((runs / plan.sweep.name / planned.trial / "result.json").read_text())
+        for planned in plan.trials
+    }
+
+
+def test_every_trial_is_run_and_told_once(plan: Plan, runs: Path, fake: Any, read_databases: Read) -> None:
+    trial = fake.FakeTrial()
+    outcome = sweep(plan, runs, trial)
+    ids = [planned.trial for planned in plan.trials]
+    assert trial.ran == ids
+    assert outcome.statuses == dict.fromkeys(ids, Status.FINISHED)
+    found = read_databases(runs)
+    headline = {i: result["measures"][1]["value"] for i, result in results(runs, plan).items()}
+    assert found.optuna == sorted((i, "COMPLETE", headline[i]) for i in ids)
+    assert found.runs == sorted([("made_up", "FINISHED"), *((i, "FINISHED") for i in ids)])
+
+
+def test_a_finished_sweep_is_left_as_it_is(plan: Plan, runs: Path, fake: Any) -> None:
+    first = sweep(plan, runs, fake.FakeTrial())
+    before = contents(runs)
+    again = fake.FakeTrial()
+    second = sweep(plan, runs, again)
+    assert again.ran == []
+    assert contents(runs) == before
+    assert (first.changed, second.changed) == (True, False)
+    assert (first.statuses, first.digest) == (second.statuses, second.digest)
+
+
+def test_a_failed_trial_does_not_stop_the_sweep(plan: Plan, runs: Path, fake: Any, read_databases: Read) -> None:
+    failing = fake.FakeTrial(failing=("correction-lora-r4",))
+    outcome = sweep(plan, runs, failing)
+    failed = [planned.trial for planned in plan.trials if planned.arm == "correction-lora-r4"]
+    assert len(failing.ran) == 6
+    assert outcome.reasons == dict.fromkeys(failed, "RuntimeError: loss is nan")
+    found = read_databases(runs)
+    assert {(i, state) for i, state, _ in found.optuna if state != "COMPLETE"} == {(i, "FAIL") for i in failed}
+    assert {name for name, status in found.runs if status == "FAILED"} == {"made_up", *failed}
+
+    untouched = fake.FakeTrial()
+    assert sweep(plan, runs, untouched).reasons == outcome.reasons
+    assert untouched.ran == []
+
+    retried = fake.FakeTrial()
+    assert sweep(plan, runs, retried, retry_failed=True).reasons == {}
+    assert retried.ran == failed
+    found = read_databases(runs)
+    # Optuna cannot open an ended trial again, so a retried one has two: the newest counts.
+    assert [(i, state) for i, state, _ in found.optuna if i == failed[0]] == [
+        (failed[0], "COMPLETE"),
+        (failed[0], "FAIL"),
+    ]
+    assert found.runs == sorted([("made_up", "FINISHED"), *((p.trial, "FINISHED") for p in plan.trials)])
+
+
+def test_a_stopped_sweep_says_so_and_goes_on(plan: Plan, runs: Path, fake: Any, read_databases: Read) -> None:
+    stopped = fake.FakeTrial()
+
+    def stop(trial: str, step: int) -> None:
+        if trial == plan.trials[2].trial and step == 6:
+            raise KeyboardInterrupt
+
+    stopped.at_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        sweep(plan, runs, stopped)
+    found = read_databases(runs)
+    assert [state for _, state, _ in found.optuna].count("WAITING") == 4
+    assert dict(found.runs)[plan.trials[2].trial] == dict(found.runs)["made_up"] == "KILLED"
+    assert "RUNNING" not in {status for _, status in found.runs}
+
+    rest = fake.FakeTrial()
+    sweep(plan, runs, rest)
+    assert rest.ran == [planned.trial for planned in plan.trials[2:]]
+    found = read_databases(runs)
+    assert [state for _, state, _ in found.optuna] == ["COMPLETE"] * 6
+    points = [(key, step) for name, key, step, _ in found.metrics if name == plan.trials[2].trial]
+    assert len(points) == len(set(points))
+    assert len([key for key, _ in points if key == "train/loss"]) == fake.NUM_STEPS
+
+
+def test_a_result_that_no_database_knows_is_told(
+    plan: Plan, runs: Path, databases: Path, fake: Any, read_databases: Read
+) -> None:
+    sweep(plan, runs, fake.FakeTrial())
+    before = read_databases(runs)
+    for name in ("optuna.db", "mlflow.db"):
+        shutil.copy(databases / name, runs / name)
+    again = fake.FakeTrial()
+    sweep(plan, runs, again)
+    assert again.ran == []
+    after = read_databases(runs)
+    assert after == before
+
+
+def test_trials_that_left_the_plan_are_left_alone(
+    write_sweep: Write, plan: Plan, runs: Path, fake: Any, read_databases: Read
+) -> None:
+    sweep(plan, runs, fake.FakeTrial())
+    before = contents(runs / "made_up")
+    fewer = build_plan(read_sweep(str(write_sweep(seeds=[0])), ["training.tokens=2400"]))
+    outcome = sweep(fewer, runs, fake.FakeTrial())
+    assert list(outcome.statuses) == [planned.trial for planned in fewer.trials]
+    assert not set(outcome.statuses) & {planned.trial for planned in plan.trials}
+    assert before.items() <= contents(runs / "made_up").items()
+    assert len(read_databases(runs).optuna) == 9
+    back = fake.FakeTrial()
+    assert sweep(plan, runs, back).statuses.keys() == {planned.trial for planned in plan.trials}
+    assert back.ran == []
+
+
+def test_two_processes_cannot_run_the_same_sweep(plan: Plan, runs: Path, fake: Any) -> None:
+    with locked(runs / "made_up" / ".lock"), pytest.raises(StoreError, match="sweep made_up is already running"):
+        sweep(plan, runs, fake.FakeTrial())
+    assert not (runs / "made_up" / plan.trials[0].trial).exists()
+
+
+def test_a_full_disk_is_an_error_of_one_line_and_the_sweep_goes_on(
+    plan: Plan, runs: Path, fake: Any, read_databases: Read
+) -> None:
+    full = fake.FakeTrial()
+
+    def fill(trial: str, step: int) -> None:
+        if trial == plan.trials[1].trial:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    full.at_step = fill
+    with pytest.raises(StoreError, match=r"no space left on the disk under .*run the same command again"):
+        sweep(plan, runs, full)
+    assert sweep(plan, runs, fake.FakeTrial()).reasons == {}
+    assert {state for _, state, _ in read_databases(runs).optuna} == {"COMPLETE"}
+
+
+def sqlite_with(*statements: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        import sqlite3
+
+        connection = sqlite3.connect(path)
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+        connection.close()
+
+    return make
+
+
+FOREIGN = {
+    "text": lambda path: path.write_text("not a database, but long enough to have a header of a hundred bytes" * 4),
+    "tables of its own": sqlite_with("CREATE TABLE songs (title TEXT)", "INSERT INTO songs VALUES ('x')"),
+    "alembic of another tool": sqlite_with(
+        "CREATE TABLE alembic_version (v TEXT)", "INSERT INTO alembic_version VALUES ('q')"
+    ),
+    "folder": Path.mkdir,
+}
+
+
+@pytest.mark.parametrize("name", ["optuna.db", "mlflow.db"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_database_of_something_else_is_not_touched(
+    plan: Plan, tmp_path: Path, fake: Any, name: str, kind: str
+) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    FOREIGN[kind](runs / name)
+    before = contents(tmp_path)
+    with pytest.raises(StoreError, match=f"{name} must be .*--runs"):
+        sweep(plan, runs, fake.FakeTrial())
+    assert contents(tmp_path) == before
+    assert sorted(path.name for path in runs.iterdir()) == [name]
+
+
+def test_the_databases_of_both_tools_cannot_change_places(runs: Path, plan: Plan, fake: Any) -> None:
+    (runs / "mlflow.db").rename(runs / "other.db")
+    (runs / "optuna.db").rename(runs / "mlflow.db")
+    (runs / "other.db").rename(runs / "optuna.db")
+    with pytest.raises(StoreError, match=r"optuna.db must be the database of Optuna, but holds tables of MLflow"):
+        sweep(plan, runs, fake.FakeTrial())
+
+
+def test_a_database_that_a_kill_left_in_the_middle_of_a_write_is_ours(runs: Path) -> None:
+    (runs / "optuna.db-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(600))
+    check_stores(runs)
+
+
+def test_a_search_draws_the_same_trials_whether_stopped_or_not(
+    write_sweep: Write, tmp_path: Path, runs: Path, fake: Any
+) -> None:
+    arms = {"full": {"trial": {"method": {"name": "full"}}}}
+    plan = build_plan(read_sweep(str(write_sweep(search=SEARCH, trial=VALIDATION, seeds=[0], arms=arms))))
+    straight = sweep(plan, Path(shutil.copytree(runs, tmp_path / "straight")), fake.FakeTrial())
+    assert len(straight.statuses) == 12
+
+    stopped = fake.FakeTrial()
+
+    def stop(trial: str, step: int) -> None:
+        if len(stopped.ran) in (3, 12) and step == 5 and trial not in stops:
+            stops.append(trial)
+            raise KeyboardInterrupt
+
+    stops: list[str] = []
+    stopped.at_step = stop
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            sweep(plan, runs, stopped)
+    outcome = sweep(plan, runs, stopped)
+    assert outcome.statuses == straight.statuses
+    assert len(stopped.ran) == 12 + 2
+    again = fake.FakeTrial()
+    assert not sweep(plan, runs, again).changed
+    assert again.ran == []
+
+
+@pytest.mark.parametrize("pruner", ["median", "halving"])
+def test_a_search_prunes(write_sweep: Write, runs: Path, fake: Any, read_databases: Read, pruner: str) -> None:
+    arms = {"full": {"trial": {"method": {"name": "full"}}}}
+    search = {**SEARCH, "pruner": pruner}
+    plan = build_plan(read_sweep(str(write_sweep(search=search, trial=VALIDATION, seeds=[0], arms=arms))))
+    trial = fake.FakeTrial()
+    outcome = sweep(plan, runs, trial)
+    pruned = {i for i, status in outcome.statuses.items() if status is Status.PRUNED}
+    assert 0 < len(pruned) < 12
+    assert outcome.reasons == {}
+    found = read_databases(runs)
+    assert {i for i, state, _ in found.optuna if state == "PRUNED"} == pruned
+    assert {name for name, status in found.runs if status == "KILLED"} == pruned
+    again = fake.FakeTrial()
+    assert not sweep(plan, runs, again).changed
+    assert again.ran == []
+
+
+class Report(NamedTuple):
+    tokens: int
+    total: int = 100
+    loss: float = 1.25
+    phase: str = "train"
+
+
+def test_progress_is_plain_and_rare_without_a_terminal() -> None:
+    now, out = [0.0], io.StringIO()
+    with SweepProgress(Console(file=out, width=200), 3, clock=lambda: now[0]) as progress:
+        progress.expect("zero", 100, done=True)
+        progress.expect("one", 100)
+        progress.expect("two", 100)
+        progress.start_trial("one", 100)
+        for tokens in range(101):
+            now[0] = float(tokens)
+            progress.update("one", Report(tokens))
+        progress.end_trial("one", "one finished")
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "[2/3] one starts"
+    assert len(lines) == 22
+    assert lines[10] == "[2/3] one train 50%, loss 1.250, 2:30 left"
+    assert lines[-1] == "[2/3] one finished (1:40)"
+    assert "\x1b" not in out.getvalue()
+
+
+def test_time_left_counts_what_runs_side_by_side_and_what_was_read_before() -> None:
+    now, out = [0.0], io.StringIO()
+    with SweepProgress(Console(file=out, width=200), 2, clock=lambda: now[0]) as progress:
+        for trial in ("one", "two"):
+            progress.start_trial(trial, 100)
+        assert progress.seconds_left() is None
+        progress.update("one", Report(60))  # from a checkpoint at 60
+        progress.update("two", Report(0))
+        now[0] = 10.0
+        progress.update("one", Report(70))
+        progress.update("two", Report(10, loss=float("nan")))
+        assert progress.seconds_left() == pytest.approx(60.0)  # 20 tokens in 10 seconds, 120 are left
+    assert out.getvalue().splitlines()[-1] == "[1/2] one train 70%, loss 1.250 (+1 beside it), 2:10 left"
+
+
+def test_progress_on_a_terminal_is_one_bar() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=120, force_terminal=True, color_system=None)
+    with SweepProgress(console, 1) as progress:
+        progress.start_trial("one [r4]", 10)
+        progress.end_trial("one [r4]", "one [r4] failed", bad=True)
+    assert "one [r4] starts" in out.getvalue()
+    assert "[1/1] one [r4] failed" in out.getvalue()
+
+
+def test_a_sweep_killed_at_any_moment_ends_as_an_undisturbed_one(
+    write_sweep: Write, tmp_path: Path, runs: Path, fake: Any, read_databases: Read
+) -> None:
+    path = write_sweep()
+    plan = build_plan(read_sweep(str(path)))
+    thread = threading.Thread(target=sweep, args=(plan, runs, fake.FakeTrial()))
+    thread.start()
+    killed = tmp_path / "killed"
+    steps = ["1", "13", "8", "17"]  # of 72 in all
+    warnings = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]  # that it forks with threads
+    command = [sys.executable, *warnings, str(Path(fake.__file__)), str(killed), str(path), *steps]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=env)
+    thread.join()
+    assert ended.stdout.split() == ["-9"] * 5 + ["0"], ended.stderr
+    assert "Warning" not in ended.stderr
+    assert results(killed, plan) == results(runs, plan)
+    assert read_databases(killed) == read_databases(runs)
+    assert {status for _, status in read_databases(killed).runs} == {"FINISHED"}
+    artifacts = [sorted(path.name for path in (f / "mlartifacts").rglob("*") if path.is_file()) for f in (killed, runs)]
+    assert artifacts[0] == artifacts[1]
+    assert not list(killed.glob(".*.new"))

@@ -1,0 +1,118 @@
+"""The tuned rate is the best of those tried on validation problems, and says when it may not be."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peft_study.errors import ConfigError
+from peft_study.study.config import TrialConfig, build_config
+from peft_study.study.tuned import TunedRates
+
+Write = Callable[..., Path]
+Row = Callable[..., Any]
+
+
+def config_of(**changes: Any) -> TrialConfig:
+    flat = {"method.name": "lora", "method.rank": 4, **{key.replace("__", "."): v for key, v in changes.items()}}
+    return build_config(flat)
+
+
+def test_the_best_mean_over_seeds_and_ops_wins(write_rates: Write, tuned_row: Row) -> None:
+    rows = [
+        *(tuned_row(0.001, value, seed=seed) for seed, value in enumerate((0.9, 0.1))),
+        *(tuned_row(0.003, value, seed=seed, op=op) for seed, op, value in ((0, 5, 0.7), (0, 6, 0.5), (1, 6, 0.6))),
+        tuned_row(0.01, 0.4),
+    ]
+    assert TunedRates(write_rates(*rows)).look_up(config_of()) == (0.003, ())
+
+
+def test_of_equal_scores_the_lower_loss_wins(write_rates: Write, tuned_row: Row) -> None:
+    rows = [tuned_row(lr, 0.5) for lr in (0.001, 0.003, 0.01, 0.03)]
+    losses = [tuned_row(lr, loss, set="stream", metric="loss") for lr, loss in ((0.003, 0.9), (0.01, 0.8), (0.03, 0.9))]
+    assert TunedRates(write_rates(*rows, *losses)).look_up(config_of()).lr == 0.01
+
+
+def test_detection_is_tuned_on_its_own_metric(write_rates: Write, tuned_row: Row) -> None:
+    def row(lr: float, value: float, **changes: Any) -> Any:
+        return tuned_row(lr, value, **{"skill": "detection", "set": "injected", "metric": "detect_auroc", **changes})
+
+    rows = [
+        row(0.001, 0.7),
+        row(0.003, 0.9),
+        row(0.01, 0.8),
+        row(0.01, 1.0, set="pairs"),
+        row(0.001, 1.0, skill="correction"),
+    ]
+    assert TunedRates(write_rates(*rows)).look_up(config_of(skill__name="detection")).lr == 0.003
+
+
+def test_the_nearest_rank_counts_in_powers_of_two(write_rates: Write, tuned_row: Row) -> None:
+    tried = {1: (0.01, 0.03, 0.1), 16: (0.001, 0.003, 0.01)}
+    rows = [
+        tuned_row(lr, 0.9 if i == 1 else 0.1, rank=rank) for rank, rates in tried.items() for i, lr in enumerate(rates)
+    ]
+    rates = TunedRates(write_rates(*rows))
+    chosen = {rank: rates.look_up(config_of(method__rank=rank)).lr for rank in (1, 2, 4, 8, 16, 128)}
+    assert chosen == {1: 0.03, 2: 0.03, 4: 0.03, 8: 0.003, 16: 0.003, 128: 0.003}
+
+
+@pytest.mark.parametrize(("best", "alarmed"), [(0.001, True), (0.003, False), (0.01, True)])
+def test_a_best_rate_on_the_edge_is_an_alarm(write_rates: Write, tuned_row: Row, best: float, alarmed: bool) -> None:
+    rows = [tuned_row(lr, 0.9 if lr == best else 0.1) for lr in (0.001, 0.003, 0.01)]
+    rate = TunedRates(write_rates(*rows)).look_up(config_of())
+    assert rate.lr == best
+    assert [f"{best:g} lies on the edge of its grid" in alarm for alarm in rate.alarms] == [True] * alarmed
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"split": "test"}, {"status": "failed"}, {"seed": ""}, {"value": ""}, {"family": "mini"}, {"targets": "qv"}],
+)
+def test_rows_that_may_not_decide_are_not_read(write_rates: Write, tuned_row: Row, changes: dict[str, Any]) -> None:
+    rows = [tuned_row(lr, 0.5) for lr in (0.001, 0.003, 0.01)]
+    rows[1] = tuned_row(0.003, 0.6)
+    excluded = tuned_row(**{"lr": 0.01, "value": 0.99, **changes})
+    assert TunedRates(write_rates(*rows, excluded)).look_up(config_of()).lr == 0.003
+
+
+def test_a_table_of_test_problems_alone_gives_no_rate(write_rates: Write, tuned_row: Row) -> None:
+    rates = TunedRates(write_rates(*(tuned_row(lr, 0.5, split="test") for lr in (0.001, 0.003, 0.01))))
+    with pytest.raises(ConfigError, match="no tuned learning rate"):
+        rates.look_up(config_of())
+
+
+def test_control_and_upper_reference_use_the_rate_of_full_fine_tuning(write_rates: Write, tuned_row: Row) -> None:
+    rows = [tuned_row(lr, v, method="full", rank="", targets="") for lr, v in ((1e-4, 0.1), (3e-4, 0.9), (1e-3, 0.2))]
+    rates = TunedRates(write_rates(*rows))
+    for changes in ({}, {"base.name": "retry"}, {"data.retry_rate": 0}, {"method.targets": "qv"}):
+        assert rates.look_up(build_config({"method.name": "full", **changes})).lr == 3e-4
+
+
+def test_the_probe_is_tuned_by_itself(write_rates: Write, tuned_row: Row) -> None:
+    named = {"skill": "detection", "set": "injected", "metric": "detect_auroc", "targets": ""}
+    rows = [tuned_row(lr, v, method="probe", rank=0, **named) for lr, v in ((1e-3, 0.1), (3e-3, 0.9), (1e-2, 0.2))]
+    rates = TunedRates(write_rates(*rows))
+    assert rates.look_up(build_config({"method.name": "probe", "skill.name": "detection"})).lr == 3e-3
+    with pytest.raises(ConfigError, match="nano, detection, full"):
+        rates.look_up(build_config({"method.name": "full", "skill.name": "detection"}))
+
+
+def test_a_missing_cell_is_named_with_its_remedy(write_rates: Write, tuned_row: Row) -> None:
+    rates = TunedRates(write_rates(tuned_row(0.001, 0.5)))
+    with pytest.raises(ConfigError) as caught:
+        rates.look_up(config_of(method__targets="qv"))
+    for text in (
+        "nano, correction, lora, qv, rank 4",
+        "method.targets=qv",
+        "make sweep SWEEP=lr",
+        "make publish SWEEP=lr",
+    ):
+        assert text in str(caught.value)
+
+
+def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lr.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ConfigError, match="no column 'sweep'"):
+        TunedRates(tmp_path / "lr.csv").look_up(config_of())

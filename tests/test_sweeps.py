@@ -1,0 +1,113 @@
+"""Every file under `sweeps/` is one that can be run, and says in its header what it is."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from peft_study.errors import ConfigError
+from peft_study.records import COLUMNS
+from peft_study.study.config import build_config, flatten, read_yaml
+from peft_study.study.plan import SWEEPS, build_plan, read_sweep
+from peft_study.study.tuned import RESULTS, TUNING_METRIC, TunedRates
+
+FILES = sorted(SWEEPS.rglob("*.yaml"))
+NAMES = [path.stem for path in FILES if path.stem != "base"]
+REAL_RATES = TunedRates()
+
+
+@pytest.fixture(scope="module")
+def all_rates(tmp_path_factory: pytest.TempPathFactory) -> TunedRates:
+    """Return a made-up table with a rate for everything that can be tuned."""
+    path = tmp_path_factory.mktemp("rates") / "lr.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        for skill, (where, metric) in TUNING_METRIC.items():
+            for method in ("full", "probe", "lora"):
+                for targets in ("qv", "attention", "mlp", "all-linear") if method == "lora" else ("",):
+                    common = {"status": "finished", "split": "validation", "seed": 0, "family": "nano", "rank": 4}
+                    named = {"skill": skill, "method": method, "targets": targets, "set": where, "metric": metric}
+                    for lr in (0.001, 0.003, 0.01):
+                        writer.writerow({**common, **named, "lr": lr, "value": 0.9 if lr == 0.003 else 0.5})
+    return TunedRates(path)
+
+
+def test_there_are_sweeps() -> None:
+    assert {"smoke", "quick", "lr", "lora_rank"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sweep_resolves(name: str, all_rates: TunedRates) -> None:
+    plan = build_plan(read_sweep(name), all_rates)
+    assert plan.trials or plan.sweep.search
+    for planned in plan.trials:
+        config = planned.config
+        trained = config.method.name not in ("none", "pretrain")
+        assert (config.training.lr is not None, config.training.tokens > 0) == (trained, trained)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_header_says_question_time_and_figure(name: str) -> None:
+    text = (SWEEPS / f"{name}.yaml").read_text()
+    header = text[: text.index("\n\n")]
+    for word in ("# Question: ", "# Time: ", "# Figure: "):
+        assert word in header
+    assert "CPU" in header
+    assert "GPU" in header
+    assert read_sweep(name).question
+
+
+def test_the_base_holds_a_config() -> None:
+    base = read_yaml(SWEEPS / "base.yaml")
+    assert build_config(flatten(base["trial"])).evaluation.split == "test"
+
+
+def test_quick_is_16_trained_trials_of_half_a_million_tokens(all_rates: TunedRates) -> None:
+    plan = build_plan(read_sweep("quick"), all_rates)
+    trained = [planned.config for planned in plan.trials if planned.config.method.name in ("full", "lora")]
+    assert len(trained) == 16
+    assert {config.training.tokens for config in trained} == {524_288}
+    assert sorted({config.method.rank for config in trained if config.method.name == "lora"}) == [1, 4, 16]
+    assert {config.skill.name for config in trained} == {"correction", "detection"}
+    assert plan.sweep.first_look
+
+
+def test_smoke_needs_no_tuned_rates(tmp_path: Path) -> None:
+    plan = build_plan(read_sweep("smoke"), TunedRates(tmp_path / "none.csv"))
+    assert sum(planned.config.training.tokens for planned in plan.trials) < 100_000
+    assert {planned.config.skill.name for planned in plan.trials} == {"correction", "detection"}
+
+
+def test_rates_are_tuned_on_validation_problems_and_read_by_the_others(all_rates: TunedRates) -> None:
+    tuning = build_plan(read_sweep("lr")).trials
+    assert {planned.config.evaluation.split for planned in tuning} == {"validation"}
+    tuned = {(p.config.skill.name, p.config.method.name, p.config.method.targets) for p in tuning}
+    for planned in build_plan(read_sweep("quick"), all_rates).trials:
+        config = planned.config
+        assert config.evaluation.split == "test"
+        if config.training.lr is not None:
+            assert (config.skill.name, config.method.name, config.method.targets) in tuned
+
+
+def test_the_whole_question_has_seeds_and_base_pairs_for_a_claim(all_rates: TunedRates) -> None:
+    plan = build_plan(read_sweep("lora_rank"), all_rates)
+    assert not plan.sweep.first_look
+    for skill in ("correction", "detection"):
+        lora = [p.config for p in plan.trials if p.config.skill.name == skill and p.config.method.name == "lora"]
+        assert len({config.seed for config in lora}) >= 3
+        assert len({config.base.seed for config in lora}) >= 2
+        assert {config.method.targets for config in lora} == {"qv", "attention", "mlp", "all-linear"}
+        assert {config.method.embeddings for config in lora} == {"none", "rows", "lora_2r"}
+        assert {config.evaluation.n for config in lora} == {4_096}
+
+
+@pytest.mark.skipif(not (RESULTS / "lr.csv").exists(), reason="the rates are not published yet")
+def test_the_published_rates_are_enough_for_quick() -> None:
+    alarms = [alarm for planned in build_plan(read_sweep("quick"), REAL_RATES).trials for alarm in planned.alarms]
+    assert not [alarm for alarm in alarms if "edge" not in alarm]
+
+
+def test_a_sweep_that_needs_more_than_was_tuned_says_what(all_rates: TunedRates, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no tuned rates"):
+        build_plan(read_sweep("lora_rank"), TunedRates(tmp_path / "none.csv"))
