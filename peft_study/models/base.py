@@ -110,8 +110,9 @@ def _check_files(folder: Path, remedy: str) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return ten hex digits that name the weights in `folder`."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:10]
+    """Return ten hex digits that name the weights in `folder`; empty where there are none, which loading reports."""
+    weights = folder / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:10] if weights.is_file() else ""
 
 
 def load_model(folder: Path, *, remedy: str = "give the folder of a saved checkpoint") -> Qwen3ForCausalLM:

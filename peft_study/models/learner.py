@@ -4,13 +4,12 @@ import copy
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
 from peft_study.igsm.text import BACK, END, RIGHT, WRONG
-from peft_study.models.adapters import attach, embedding_adapter, load_adapter
+from peft_study.models.adapters import PeftModel, attach, embedding_adapter, load_adapter
 from peft_study.models.base import load_model, load_tensors
 from peft_study.models.config import MethodConfig
 

@@ -13,6 +13,7 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.study.config import TrialConfig, build_config, flatten, read_yaml
 from peft_study.study.trial import TRAINED, evaluate_learner
+from peft_study.training.machine import prepare_process
 
 CONFIG_FILE = "config.yaml"
 
@@ -44,6 +45,7 @@ def evaluate_checkpoint(folder: Path, skill: str, op: int, split: str, n: int, s
     Detection names are `<set> <metric>` but for the `injected` set, which has the plain name. `detection` of a
     checkpoint without a trained detector measures its own [BACK] (`free_auroc`), and is an error where it has none.
     """
+    prepare_process(threads=1)
     learner, config = _open(folder)
     changed = {"evaluation": EvaluationConfig.model_validate({"split": split, "n": n, "seed": seed})}
     config = config.model_copy(update=changed)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -75,23 +76,36 @@ def _die_with_parent(parent: int) -> None:
 def _work_for(parent: int, pipe: Connection, run: Any) -> None:
     """Be a worker process of the process `parent`."""
     _die_with_parent(parent)
-    _work(pipe, run)
+    _work(pipe, run, in_thread=False)
 
 
-def _work(pipe: Connection, run: Any) -> None:
+def _work(pipe: Connection, run: Any, *, in_thread: bool) -> None:
     """Run jobs from `pipe` until it closes."""
     last = 0.0
+
+    @contextmanager
+    def listener() -> Iterator[None]:
+        """End where nobody listens any more: the pipe to a killed parent closes before the kernel ends this worker."""
+        try:
+            yield
+        except (OSError, EOFError):
+            if not in_thread:
+                os._exit(1)
+            raise SystemExit(1) from None  # no Exception, which a trial would take for its own failure
 
     def on_progress(report: Any) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last > PROGRESS_SECONDS or report.phase != "train":
             last = now
-            pipe.send(("progress", report))
+            with listener():
+                pipe.send(("progress", report))
 
     def on_metrics(step: int, metrics: dict[str, float]) -> None:
-        pipe.send(("metrics", (step, metrics)))
-        if reason := pipe.recv():
+        with listener():
+            pipe.send(("metrics", (step, metrics)))
+            reason = pipe.recv()
+        if reason:
             raise Pruned(reason)
 
     while True:
@@ -130,10 +144,15 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         for worker in self.workers:
+            if worker.process is not None and worker.job is not None:
+                worker.process.kill()
+            worker.pipe.close()
+        for worker in self.workers:
             if worker.process is not None:
+                # An idle worker ends by itself when its pipe closes, and so tidies up what it holds.
+                worker.process.join(timeout=10)
                 worker.process.kill()
                 worker.process.join()
-            worker.pipe.close()
 
     @property
     def running(self) -> list[Job]:
@@ -155,7 +174,7 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         if self.in_thread:
-            threading.Thread(target=_work, args=(theirs, self.run), daemon=True).start()
+            threading.Thread(target=_work, args=(theirs, self.run), kwargs={"in_thread": True}, daemon=True).start()
             self.workers.append(_Worker(None, ours))
             return self.workers[-1]
         process = context.Process(target=_work_for, args=(os.getpid(), theirs, self.run), daemon=True)

@@ -8,10 +8,7 @@ kill at any moment loses and repeats nothing: the same command tells what was no
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -100,34 +97,6 @@ def train_trial(*args: Any, **options: Any) -> dict[str, Any]:
 
     prepare_process(threads=1)
     return run_trial(*args, **options)
-
-
-@dataclass(frozen=True)
-class EndsWithParent:
-    """A trial runner for a worker: when the process it reports to is gone it ends, and does not call that a failure.
-
-    The kernel closes the pipe to a killed parent before it ends the worker, which in between would fail its trial.
-    """
-
-    run: TrialRunner
-
-    def __call__(self, *args: Any, on_progress: Any, on_metrics: Any, **names: Any) -> dict[str, Any]:
-        """Run the trial."""
-        return self.run(*args, on_progress=_or_end(on_progress), on_metrics=_or_end(on_metrics), **names)
-
-
-def _or_end(report: Callable[..., None]) -> Callable[..., None]:
-    """Return `report`, ending this worker where nobody listens any more."""
-
-    def reporting(*args: Any) -> None:
-        try:
-            report(*args)
-        except (OSError, EOFError):
-            if multiprocessing.parent_process() is not None:
-                os._exit(1)
-            raise SystemExit(1) from None  # A thread: no Exception, which a trial would take for its own failure.
-
-    return reporting
 
 
 class RunningSweep:
@@ -253,7 +222,7 @@ class RunningSweep:
         try:
             with (
                 SweepProgress(self.console, num_trials) as progress,
-                Workers(num_workers, EndsWithParent(run)) as workers,
+                Workers(num_workers, run) as workers,
             ):
                 for planned in self.trials:
                     progress.expect(planned.trial, planned.config.training.tokens, done=planned.trial in self.results)

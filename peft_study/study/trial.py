@@ -1,5 +1,6 @@
 """One trial: config -> data -> model -> train -> evaluate -> record."""
 
+import errno
 import json
 import os
 import shutil
@@ -166,7 +167,7 @@ def run_trial(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     base = base_folder(config.base, config.data.family)
-    origin = provenance() | {"base": str(base), "base_weights": fingerprint(base) if base.is_dir() else None}
+    origin = provenance() | {"base": str(base), "base_weights": fingerprint(base)}
     _write_json(folder / "provenance.json", origin)
     (folder / "checkpoint").mkdir(exist_ok=True)
     result: dict[str, Any] = {"trial": trial, "arm": arm, "sweep": sweep, "config": config.model_dump(mode="json")}
@@ -175,6 +176,9 @@ def run_trial(
     except PeftStudyError:
         raise
     except Exception as error:  # a trial that fails must not take the sweep with it; its reason is kept
+        if "No space left on device" in str(error):
+            # safetensors has an error of its own for it.
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder)) from error
         (folder / "traceback.txt").write_text(traceback.format_exc())
         result |= {"status": Status.FAILED.value, "reason": f"{type(error).__name__}: {error}", "measures": []}
     result["provenance"] = {key: value for key, value in origin.items() if key != "diff"}

@@ -2,8 +2,10 @@
 
 import ctypes
 import sys
+import warnings
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -28,4 +30,7 @@ def keep_freed_memory() -> None:
 def prepare_process(threads: int) -> None:
     """Set up this process for training with `threads` CPU threads. Results depend on the number of threads."""
     keep_freed_memory()
+    disable_progress_bar()  # of transformers, for every file it reads or writes
+    # peft 0.21 asks transformers 5 the old way.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     torch.set_num_threads(threads)
