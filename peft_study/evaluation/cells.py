@@ -25,17 +25,22 @@ from peft_study.evaluation.detecting import (
 from peft_study.evaluation.problems import Attempt, draw_problems, read_attempt, solve_problems
 from peft_study.evaluation.solving import departures, outcomes, solving_measures
 from peft_study.igsm.families import family_named
-from peft_study.igsm.stream import Document, Split, Tokens
+from peft_study.igsm.stream import Document, Tokens
 from peft_study.igsm.text import BACK, join, problem_words
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.models.learner import Learner
 from peft_study.records import Measure
+from peft_study.rng import derive_seed
 from peft_study.skills.config import DataConfig, SkillConfig
 from peft_study.stats import best_threshold, mean_interval
 from peft_study.training.supervised import batch_loss, make_batch
 
 SAMPLES = 8
 """Outputs a cell keeps for people to read."""
+
+
+THRESHOLD_PROBLEMS = 256
+"""Validation problems that the verdict's threshold is chosen on."""
 
 
 @dataclass(slots=True)
@@ -72,15 +77,13 @@ class Evaluator:
         self.solved = {known: self.headline} if op else {"id": self.family.op_max, "ood": self.headline}
         """Sets of correction and their operations; only one where `op` is given."""
 
-    def problems(
-        self, op: int, *, split: Split | None = None, rate: float = 0.0, n: int | None = None
-    ) -> list[Document]:
+    def problems(self, op: int, *, rate: float = 0.0) -> list[Document]:
         """Return the documents of a cell."""
         return draw_problems(
             self.family,
             op,
-            n or self.config.n,
-            split=split or self.config.split,
+            self.config.n,
+            split=self.config.split,
             seed=self.config.seed,
             order=self.data.order,
             retry_rate=rate,
@@ -140,10 +143,7 @@ class Evaluator:
     def detection(self, learner: Learner, baseline: list[Attempt]) -> Findings:
         """Measure the trained detector on `injected`, `own` and `pairs`."""
         found, split, op = Findings(), self.config.split, self.headline
-        held_out = injected_points(
-            self.problems(op, split="validation", rate=self.mistakes_rate, n=256), self.data.order
-        )
-        threshold = best_threshold(score_points(learner, held_out), held_out.label_P)
+        threshold = self._threshold(learner)
         sets = self._sets(baseline)
         sets["pairs"] = pair_points(self.problems(op), self.data.order, self.config.seed)
         for name, points in sets.items():
@@ -153,6 +153,20 @@ class Evaluator:
         if coverage := own_coverage(baseline, split, op):
             found.measures.append(coverage)
         return found
+
+    def _threshold(self, learner: Learner) -> float:
+        """Return the threshold of largest balanced accuracy on validation problems that no cell is measured on."""
+        documents = draw_problems(
+            self.family,
+            self.headline,
+            THRESHOLD_PROBLEMS,
+            split="validation",
+            seed=derive_seed(self.config.seed, "threshold"),
+            order=self.data.order,
+            retry_rate=self.mistakes_rate,
+        )
+        points = injected_points(documents, self.data.order)
+        return best_threshold(score_points(learner, points), points.label_P)
 
     def _sets(self, baseline: list[Attempt] | None) -> dict[str, Points]:
         sets = {"injected": injected_points(self.problems(self.headline, rate=self.mistakes_rate), self.data.order)}

@@ -1,5 +1,6 @@
 """Low-rank adapters by peft: which matrices are adapted, and which rows of the embeddings are trained."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def lora_config(model: Qwen3ForCausalLM, method: MethodConfig, row_ids: list[int
             )
         rows = {OUTPUT_EMBEDDING: row_ids}
         targets.append(INPUT_EMBEDDING)
-        rank_pattern, alpha_pattern = {INPUT_EMBEDDING: 2 * method.rank}, {INPUT_EMBEDDING: 2 * alpha}
+        rank_pattern = {INPUT_EMBEDDING: 2 * method.rank}
+        alpha_pattern = {INPUT_EMBEDDING: (math.sqrt(2) if method.rslora else 2) * alpha}
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,

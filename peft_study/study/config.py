@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from peft_study.errors import ConfigError
 from peft_study.evaluation.config import EvaluationConfig
@@ -34,6 +34,12 @@ class TrialConfig(BaseModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = 0
     """Seed of the stream's order and of the adapter's initial values."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrialConfig":
+        if self.skill.name == "detection" and not self.data.retry_rate:
+            raise ValueError("data.retry_rate must be above 0 for skill detection: without mistakes nothing is wrong")
+        return self
 
 
 def known_keys(model: type[BaseModel] = TrialConfig, prefix: str = "") -> list[str]:

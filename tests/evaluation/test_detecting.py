@@ -89,6 +89,7 @@ def test_pair_labels_are_those_of_the_verifier(documents: list[Document]) -> Non
     for i, label in enumerate(points.label_P):
         words = words_before(points, i)
         assert points.position_P[i] == len(points.sequences[i]) - 1
+        assert join(words).count(join(words[-5:])) == 1  # it is not known yet
         assert is_wrong(documents[i], words) == label
     again, other = pair_points(documents, "pq", seed=0), pair_points(documents, "pq", seed=1)
     assert again.sequences == points.sequences != other.sequences
