@@ -41,9 +41,9 @@ def test_every_trial_is_in_the_table(folder: Path) -> None:
     frame = read_results(folder / "runs/smoke/results.csv")
     assert set(frame["status"]) == {"finished"}
     trials = frame[frame["seed"].notna()]
-    assert trials["trial"].nunique() == 5
+    assert len(set(trials["trial"])) == 5
     assert {"accuracy", "detect_auroc", "free_auroc", "loss"} <= set(trials["metric"])
-    assert (trials["tokens"] == 8_192).all()
+    assert set(trials["tokens"]) == {8_192}
 
 
 def test_both_skills_read_equal_tokens_and_lose_on_different_ones(folder: Path) -> None:
