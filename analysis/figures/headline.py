@@ -11,6 +11,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from analysis.style import FAINT, INK, MUTED, SKILL_COLOURS, SKILL_MARKERS, look, new_figure, short_count, strip_labels
 from analysis.summary import SKILLS, ArmSummary, Counts, Interval, Role, counts_of, name_of, summarize
 
+_LEAST_SPAN = 0.05
+"""Height of a raw panel's axis, at least."""
 _GAP_LIMITS = (-1.5, 2.5)
 """The most that the axis of gap closed shows; an interval beyond is cut, and the title says so."""
 _REFERENCES = {
@@ -160,6 +162,10 @@ def _draw_raw(axes: Axes, panel: Panel, skill: str, op: int | None) -> None:
     for place, curve in enumerate(panel.curves):
         _draw_curve(axes, curve, place)
     axes.margins(y=0.08)
+    low, high = axes.get_ylim()
+    if high - low < _LEAST_SPAN:
+        # Where all values are the same, an axis of a millionth would pretend that they differ.
+        axes.set_ylim((low + high - _LEAST_SPAN) / 2, (low + high + _LEAST_SPAN) / 2)
 
 
 def _draw_gap(axes: Axes, info: HeadlineInfo) -> None:
