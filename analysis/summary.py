@@ -165,7 +165,7 @@ def caption(counts: Counts, *, first_look: bool) -> str:
         + (f", {counts.unfinished} not finished." if counts.unfinished else "."),
     ]
     if set(counts.families) & LOSS_ON_SOLUTION:
-        parts.append(f"Bases and correction learn from the loss on the solution alone ({', '.join(counts.families)}).")
+        parts.append(f"Trials learn from the loss on the solution alone ({', '.join(counts.families)}).")
     notes = [f"{note[0].upper()}{note[1:]}." for note in counts.notes]
     return " ".join((["First look."] if first_look else []) + parts + notes)
 

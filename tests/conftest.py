@@ -60,11 +60,11 @@ def make_learner() -> Callable[..., Learner]:
 def hand_document() -> Document:
     """Return a document made by hand, with one mistake.
 
-    [PROBLEM] The number of each Embernight's Esplanade equals 4 times as much as each Carnivale's Hippodrome. The
-    number of each Carnivale's Hippodrome equals 3. The number of each Embernight's Hippodrome equals the difference
-    of each Embernight's Esplanade and each Carnivale's Hippodrome. How many Esplanade does Embernight have?
-    [SOLUTION] Define Carnivale's Hippodrome as k; so k = 3. Define Embernight's Hippodrome as [BACK]. Define
-    Embernight's Esplanade as d; so d = 4 * k = 4 * 3 = 2. [ANSWER] 2 [END]
+    [PROBLEM] The number of each Elvaria's Eaglecrag equals 4 times as much as each Caldera's Highwall. The
+    number of each Caldera's Highwall equals 3. The number of each Elvaria's Highwall equals the difference
+    of each Elvaria's Eaglecrag and each Caldera's Highwall. How many Eaglecrag does Elvaria have?
+    [SOLUTION] Define Caldera's Highwall as k; so k = 3. Define Elvaria's Highwall as [BACK]. Define
+    Elvaria's Eaglecrag as d; so d = 4 * k = 4 * 3 = 2. [ANSWER] 2 [END]
     """
     asked, given, unnecessary = (Parameter(False, 0, *place) for place in ((0, 0), (1, 1), (0, 1)))
     formulas = {
@@ -75,8 +75,8 @@ def hand_document() -> Document:
     problem = Problem(
         family=NANO,
         op=2,
-        categories=("Festival", "Stage"),
-        items=(("Embernight", "Carnivale"), ("Esplanade", "Hippodrome")),
+        categories=("Kingdom", "Castle"),
+        items=(("Elvaria", "Caldera"), ("Eaglecrag", "Highwall")),
         children=[[[0, 1], [1]]],
         formulas=formulas,
         parents={parameter: formula.operands for parameter, formula in formulas.items()},

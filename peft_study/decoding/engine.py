@@ -52,6 +52,10 @@ class Decoder:
             )
             for layer in layers
         ]
+        self.windows = [
+            config.sliding_window if kind == "sliding_attention" else max_length for kind in config.layer_types
+        ]
+        """Tokens that each layer sees, the last included."""
         positions = torch.arange(max_length, device=self.head.device)[None]
         self.cos, self.sin = (table[0] for table in model.model.rotary_emb(self.embeddings[:1], positions))
         self.cache: list[tuple[Tensor, Tensor]] = []
@@ -72,10 +76,15 @@ class Decoder:
         shape = (len(prompts), self.num_heads, self.max_length, width)
         self.cache = [(self.head.new_zeros(shape), self.head.new_zeros(shape)) for _ in self.layers]
         x = self.embeddings[ids]
-        for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
+        causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+        for layer, (keys, values), window in zip(self.layers, self.cache, self.windows, strict=True):
             q, k, v = self._project(x, layer, self.cos[:longest], self.sin[:longest])
             keys[:, :, :longest], values[:, :, :longest] = k, v
-            x = self._finish(x, functional.scaled_dot_product_attention(q, k, v, is_causal=True), layer)
+            if window < longest:
+                attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=causal.triu(1 - window))
+            else:
+                attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = self._finish(x, attended, layer)
         last = x[torch.arange(len(prompts), device=device), self.lengths - 1]
         self.logits = _rms_norm(last, self.norm, self.eps) @ self.head.T
 
@@ -85,9 +94,10 @@ class Decoder:
         rows = torch.arange(len(tokens_B), device=tokens_B.device)
         cos, sin = self.cos[self.lengths][:, None, None], self.sin[self.lengths][:, None, None]
         longest = int(self.lengths.max()) + 1
-        seen_BS = torch.arange(longest, device=tokens_B.device) <= self.lengths[:, None]
+        behind_BS = self.lengths[:, None] - torch.arange(longest, device=tokens_B.device)
         x = self.embeddings[tokens_B][:, None]
-        for layer, (keys, values) in zip(self.layers, self.cache, strict=True):
+        for layer, (keys, values), window in zip(self.layers, self.cache, self.windows, strict=True):
+            seen_BS = (behind_BS >= 0) & (behind_BS < window)
             q, k, v = self._project(x, layer, cos, sin)
             keys[rows, :, self.lengths], values[rows, :, self.lengths] = k[:, :, 0], v[:, :, 0]
             attended = functional.scaled_dot_product_attention(

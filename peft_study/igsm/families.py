@@ -25,6 +25,8 @@ class FamilySettings(BaseModel):
     """Most instance parameters, that is edges of the structure graph."""
     sizes: tuple[int, ...]
     """Values that the number of layers [d] and the items per layer [w0, w1] are drawn from."""
+    chains: int = Field(ge=1, le=4)
+    """How many of the four chains of categories are in use."""
     subcategories: int = Field(ge=1, le=5)
     """How many of the five sub-categories of item names are in use."""
     letter_pool: int = Field(ge=1, le=52)
@@ -40,7 +42,8 @@ NANO = FamilySettings(
     ood_ops=(5, 6),
     ip_max=7,
     sizes=(2, 3),
-    subcategories=2,
+    chains=1,
+    subcategories=1,
     letter_pool=12,
     max_tokens=256,
 )

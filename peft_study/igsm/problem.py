@@ -289,7 +289,7 @@ class _Builder:
 
 def _draw_names(rng: Random, family: FamilySettings, counts: list[int]) -> tuple[tuple[str, ...], ...]:
     """Return (categories, items of layer 0, items of layer 1, ...) for layers of `counts` items."""
-    chain = rng.choice(CHAINS)
+    chain = rng.choice(CHAINS[: family.chains])
     start = rng.randint(0, len(chain.categories) - len(counts))
     categories = chain.categories[start : start + len(counts)]
     items = [

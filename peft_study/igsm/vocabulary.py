@@ -180,10 +180,10 @@ LETTERS: str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """The 52 symbols that solutions bind values to (Part 2.1, Algorithm 6)."""
 
 
-def all_names(subcategories: int = 5) -> list[str]:
-    """Every item and category name over the first `subcategories` of each category, in a fixed order."""
+def all_names(chains: int = 4, subcategories: int = 5) -> list[str]:
+    """Return the names of the first `chains` and the first `subcategories` of each category, in a fixed order."""
     names: list[str] = []
-    for chain in CHAINS:
+    for chain in CHAINS[:chains]:
         for category in chain.categories:
             names.append(category.name)
             for items in category.subcategories[:subcategories]:

@@ -37,6 +37,8 @@ class Architecture(BaseModel):
     width: int = Field(default=144, ge=8)
     heads: int = Field(default=4, ge=1)
     mlp_width: int = Field(default=352, ge=8)
+    local_window: int = Field(default=10, ge=0)
+    """Tokens that the first layer sees, itself included; 0 for all. A local start is worth a third of the tokens."""
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -57,6 +59,12 @@ def build_base(family: FamilySettings, architecture: Architecture, seed: int) ->
         num_attention_heads=architecture.heads,
         num_key_value_heads=architecture.heads,
         head_dim=architecture.width // architecture.heads,
+        use_sliding_window=bool(architecture.local_window),
+        sliding_window=architecture.local_window or None,
+        layer_types=[
+            "sliding_attention" if architecture.local_window and not layer else "full_attention"
+            for layer in range(architecture.layers)
+        ],
         max_position_embeddings=4 * family.max_tokens,
         tie_word_embeddings=False,
         use_cache=False,

@@ -31,3 +31,5 @@ class SkillConfig(BaseModel):
     """`correction`: loss on the solution; `detection`: right or wrong at every decision point."""
     mask: bool = True
     """Correction only: leave `Define X as` of mistakes without loss."""
+    problem_weight: float = Field(default=0.0, ge=0)
+    """Correction only: weight of the mean loss on the problem's tokens, beside that on the solution; 0 for none."""

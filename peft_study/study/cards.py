@@ -28,7 +28,7 @@ def base_card(record: dict[str, Any]) -> str:
         "",
         f"Pretrained from scratch on iGSM `{config['family']}` (modulus {family['modulus']}, op <= {family['op_max']}, "
         f"up to {family['ip_max']} instance parameters, {family['letter_pool']} letters), {data}; "
-        "loss on solutions alone.",
+        f"loss on solutions, and with weight {config['problem_weight']} on problems.",
         "",
         f"    {command}",
         "",

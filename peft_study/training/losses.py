@@ -5,9 +5,11 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def correction_loss(logits_NV: Tensor, words_N: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the next words, in nats."""
-    return functional.cross_entropy(logits_NV.float(), words_N)
+def correction_loss(logits_NV: Tensor, words_N: Tensor, weights_N: Tensor | None = None) -> Tensor:
+    """Return the mean cross-entropy of the next words, in nats; with weights their weighted sum."""
+    if weights_N is None:
+        return functional.cross_entropy(logits_NV.float(), words_N)
+    return (functional.cross_entropy(logits_NV.float(), words_N, reduction="none") * weights_N).sum()
 
 
 def detection_loss(logits_N2: Tensor, wrong_N: Tensor) -> Tensor:

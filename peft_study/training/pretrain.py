@@ -1,6 +1,7 @@
 """Pretraining of a base from scratch, resumable, with what a person needs to see on the way.
 
-Loss is on solutions alone: at this size a model that must also predict the random problems spends itself on them.
+Loss is on solutions, and with a small weight on problems: predicting names there is what teaches a model of this
+size to match names at all, which solutions need and hardly teach (LOG.md).
 """
 
 from collections.abc import Callable
@@ -44,6 +45,8 @@ class PretrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     retry_rate: float = Field(default=0.5, ge=0, lt=1)
     """Mistakes of the retry base; the error-free base has none."""
+    problem_weight: float = Field(default=0.2, ge=0)
+    """Weight of the mean loss on problems, beside that on solutions; 0 for none."""
     architecture: Architecture = Architecture()
     training: TrainingConfig = TrainingConfig(
         tokens=29_491_200,
@@ -87,13 +90,13 @@ def pretrain(
     rate = config.retry_rate if config.base == "retry" else 0.0
     settings = StreamSettings(family=family, retry_rate=rate, seed=config.seed)
     validation = WindowStream(settings.model_copy(update={"split": "validation"})).read(32)
-    skill = SkillConfig(name="correction", mask=True)
+    skill = SkillConfig(name="correction", mask=True, problem_weight=config.problem_weight)
     learner = Learner(
         build_base(family, config.architecture, config.seed), MethodConfig(name="full"), word_ids(family), 0
     )
 
     def extra(current: Learner) -> dict[str, float]:
-        metrics = accuracy_by_kind(current, validation, skill)
+        metrics = accuracy_by_kind(current, validation, SkillConfig(name="correction", mask=True))
         return metrics | (generation_accuracy(current) if generation_accuracy else {})
 
     work.mkdir(parents=True, exist_ok=True)

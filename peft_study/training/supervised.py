@@ -17,6 +17,7 @@ from torch import Tensor
 
 from peft_study.errors import CheckpointError, ConfigError
 from peft_study.igsm.stream import Tokens, WindowStream
+from peft_study.igsm.text import Kind
 from peft_study.models.learner import Learner
 from peft_study.rng import derive_seed
 from peft_study.skills.config import SkillConfig
@@ -57,6 +58,8 @@ class _Batch(NamedTuple):
     """Positions whose output has loss."""
     answers_N: Tensor
     """Next words (correction), or 1 where the step is wrong (detection)."""
+    weights_N: Tensor | None = None
+    """Weight of each, where they differ."""
 
 
 def make_batch(tokens: Tokens, skill: SkillConfig, device: torch.device) -> _Batch:
@@ -66,19 +69,27 @@ def make_batch(tokens: Tokens, skill: SkillConfig, device: torch.device) -> _Bat
         labels = torch.from_numpy(decision_labels(tokens.kinds))
         where = labels != NOT_A_DECISION
         answers = (labels == WRONG)[where].long()
-    else:
-        targets = torch.from_numpy(correction_targets(tokens.kinds, mask=skill.mask))
-        # The output at a position predicts the next token, so everything moves one to the left.
-        where = torch.zeros_like(targets)
-        where[:, :-1] = targets[:, 1:]
-        answers = ids[targets]
-    return _Batch(ids.to(device), where.to(device), answers.to(device))
+        return _Batch(ids.to(device), where.to(device), answers.to(device))
+    targets = torch.from_numpy(correction_targets(tokens.kinds, mask=skill.mask))
+    weights = None
+    if skill.problem_weight:
+        given = torch.from_numpy(tokens.kinds == Kind.PROBLEM)
+        given[:, 0] = False
+        spread = given * (skill.problem_weight / max(1, int(given.sum()))) + targets / max(1, int(targets.sum()))
+        targets = targets | given
+        weights = spread[targets].to(device)
+    # The output at a position predicts the next token, so everything moves one to the left.
+    where = torch.zeros_like(targets)
+    where[:, :-1] = targets[:, 1:]
+    return _Batch(ids.to(device), where.to(device), ids[targets].to(device), weights)
 
 
 def batch_loss(learner: torch.nn.Module, batch: _Batch, skill: SkillConfig) -> Tensor:
     """Return the mean loss of a batch, in nats."""
     logits = learner(batch.ids_BT, batch.where_BT, verdict=skill.name == "detection")
-    return (detection_loss if skill.name == "detection" else correction_loss)(logits, batch.answers_N)
+    if skill.name == "detection":
+        return detection_loss(logits, batch.answers_N)
+    return correction_loss(logits, batch.answers_N, batch.weights_N)
 
 
 @torch.no_grad()
@@ -158,6 +169,7 @@ def train(
     accelerator = Accelerator()
     device, share = accelerator.device, accelerator.process_index
     half = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(device))
+    measured = skill.model_copy(update={"problem_weight": 0.0})
     learner.to(device)
     masters = Masters(learner.trainable())
     optimizers = Optimizers(masters.values, config, config.lr)
@@ -216,7 +228,7 @@ def train(
 
         metrics: dict[str, float] = {}
         if step in points:
-            losses.append(validation_loss(learner, validation, skill, device))
+            losses.append(validation_loss(learner, validation, measured, device))
             metrics = {"train/loss": loss.item(), "validation/loss": losses[-1]}
             metrics |= extra_metrics(learner) if extra_metrics else {}
             _append(folder / "metrics.jsonl", {"tokens": step * tokens_per_step, **metrics})

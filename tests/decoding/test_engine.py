@@ -11,6 +11,7 @@ from transformers import Qwen3ForCausalLM
 
 from peft_study.decoding.engine import Decoder, generate
 from peft_study.igsm.families import NANO
+from peft_study.igsm.tokenizer import word_ids
 from peft_study.models.base import Architecture, build_base
 
 END = 1
@@ -32,7 +33,7 @@ def model(tiny: Architecture) -> Qwen3ForCausalLM:
 
 def prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(2, 300, (length,), generator=generator).tolist() for length in lengths]
+    return [torch.randint(2, len(word_ids(NANO)), (length,), generator=generator).tolist() for length in lengths]
 
 
 LENGTHS = [3, 17, 1, 9, 9, 26, 5]
@@ -56,7 +57,7 @@ def test_greedy_equals_transformers_token_for_token(model: Qwen3ForCausalLM) -> 
     asked = prompts(LENGTHS)
     outputs = generate(model, asked, end_id=END, max_length=LIMIT)
     assert outputs == [by_transformers(model, prompt, END) for prompt in asked]
-    assert len({token for output in outputs for token in output}) > 60  # no endless repetition
+    assert len({token for output in outputs for token in output}) > 40  # no endless repetition
 
 
 def test_rows_that_end_early_leave_the_others_alone(model: Qwen3ForCausalLM) -> None:

@@ -27,11 +27,11 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 
 WORDS = list(word_ids(NANO))
-FIRST = "Define Carnivale's Hippodrome as k; so k = 3. "
-SECOND = "Define Embernight's Esplanade as d; so d = 4 * k = 4 * 3 = 2. "
-THIRD = "Define Embernight's Hippodrome as e; so e = d - k = 2 - 3 = 4. "
-NOT_YET = "Define Embernight's Hippodrome as e; so e = k = 3. "
-TAKEN_BACK = "Define Embernight's Hippodrome as [BACK]. "
+FIRST = "Define Caldera's Highwall as k; so k = 3. "
+SECOND = "Define Elvaria's Eaglecrag as d; so d = 4 * k = 4 * 3 = 2. "
+THIRD = "Define Elvaria's Highwall as e; so e = d - k = 2 - 3 = 4. "
+NOT_YET = "Define Elvaria's Highwall as e; so e = k = 3. "
+TAKEN_BACK = "Define Elvaria's Highwall as [BACK]. "
 
 
 def words_before(points: Points, point: int) -> list[str]:
@@ -62,9 +62,9 @@ def test_injected_points_by_hand(hand_document: Document) -> None:
     points = injected_points([hand_document], "pq")
     ends = [words_before(points, i)[-5:] for i in range(3)]
     assert ends == [
-        ["Define", "Carnivale", "'s", "Hippodrome", "as"],
-        ["Define", "Embernight", "'s", "Hippodrome", "as"],
-        ["Define", "Embernight", "'s", "Esplanade", "as"],
+        ["Define", "Caldera", "'s", "Highwall", "as"],
+        ["Define", "Elvaria", "'s", "Highwall", "as"],
+        ["Define", "Elvaria", "'s", "Eaglecrag", "as"],
     ]
     assert points.label_P.tolist() == [0, 1, 0]
     assert points.after_P.tolist() == [False, False, True]
@@ -110,7 +110,7 @@ def read(hand_document: Document) -> Callable[[str], Attempt]:
         (FIRST + TAKEN_BACK + SECOND, [0, 0], [0, 1]),  # the mistake that is taken back is none of these
         (TAKEN_BACK + NOT_YET, [1], [1]),
         (FIRST + SECOND.replace("3 = 2", "3 = 1"), [0], [0]),  # arithmetic cannot be seen at `as`
-        (FIRST + "Define Embernight's", [0], [0]),
+        (FIRST + "Define Elvaria's", [0], [0]),
     ],
 )
 def test_own_points_by_hand(

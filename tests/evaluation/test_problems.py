@@ -12,9 +12,9 @@ from peft_study.igsm.tokenizer import word_ids
 from peft_study.igsm.verify import Verdict
 from peft_study.models.learner import Learner
 
-FIRST = "Define Carnivale's Hippodrome as k; so k = 3. "
-BACK = "Define Embernight's Hippodrome as [BACK]. "
-SECOND = "Define Embernight's Esplanade as d; so d = 4 * k = 4 * 3 = 2. "
+FIRST = "Define Caldera's Highwall as k; so k = 3. "
+BACK = "Define Elvaria's Highwall as [BACK]. "
+SECOND = "Define Elvaria's Eaglecrag as d; so d = 4 * k = 4 * 3 = 2. "
 
 
 @pytest.fixture
@@ -43,12 +43,12 @@ def test_clean_tokens_are_right(read: Callable[[str], Attempt]) -> None:
         (FIRST + "[ANSWER] 3 [END]", Verdict.EARLY_STOP, 1),
         ("[END]", Verdict.EARLY_STOP, 0),
         (SECOND + "[ANSWER] 2 [END]", Verdict.NOT_COMPUTABLE, 0),
-        (FIRST + "Define Embernight's [END]", Verdict.UNPARSABLE, 1),
+        (FIRST + "Define Elvaria's [END]", Verdict.UNPARSABLE, 1),
         (FIRST + "[PROBLEM] " + SECOND + "[ANSWER] 2 [END]", Verdict.UNPARSABLE, 1),
         # Without [END] the length limit has cut it, wherever it was.
         (FIRST + SECOND + "[ANSWER] 2", Verdict.TRUNCATED, 2),
         (FIRST + SECOND + "[ANSWER]", Verdict.TRUNCATED, 2),
-        (FIRST + "Define Embernight's", Verdict.TRUNCATED, 1),
+        (FIRST + "Define Elvaria's", Verdict.TRUNCATED, 1),
         (FIRST, Verdict.TRUNCATED, 1),
         ("", Verdict.TRUNCATED, 0),
         (BACK * 20, Verdict.TRUNCATED, 20),

@@ -152,7 +152,7 @@ def test_a_document_is_of_its_split_however_its_sentences_stand(
 
 def test_splits_share_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     """A world so small that the same problems come again and again, so that a leak between splits would show."""
-    categories = (Category("Farm", (("Oldbarn", "Newacre"),)), Category("Crop", (("Kale", "Leek"),)))
+    categories = (Category("Castle", (("Grimtower", "Frostgate"),)), Category("Room", (("Cellar", "Dungeon"),)))
     monkeypatch.setattr("peft_study.igsm.problem.CHAINS", (Chain(categories),))
     small = NANO.model_copy(update={"sizes": (2,), "ip_max": 2, "subcategories": 1})
     seen: dict[str, list[tuple[str, ...]]] = {}

@@ -16,7 +16,7 @@ from peft_study.igsm.text import BACK, RIGHT, WRONG
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.models.base import Architecture, build_base
 from peft_study.models.config import MethodConfig
-from peft_study.models.learner import Learner, document_mask
+from peft_study.models.learner import Learner, document_masks
 from peft_study.skills.config import SkillConfig
 from peft_study.training.supervised import batch_loss
 
@@ -144,7 +144,7 @@ def test_saved_and_loaded_by_strangers(
     take_steps(learner, skill_of(method))
     learner.save(tmp_path / "saved")
     ids = batches["detection"].ids_BT
-    mask = document_mask(ids, learner.end_id, torch.float32)
+    mask = document_masks(ids, learner.end_id, torch.float32, learner.model.config.sliding_window or 0)
     model: Any = Qwen3ForCausalLM.from_pretrained(tmp_path / ("saved" if method.name == "full" else "base"))
     if method.name == "lora" or method.rank:
         model = PeftModel.from_pretrained(model, tmp_path / "saved")
@@ -210,9 +210,13 @@ def test_a_document_sees_itself_alone(make_learner: MakeLearner) -> None:
     assert torch.allclose(packed, expected, atol=1e-6)
 
 
-def test_document_mask_by_hand() -> None:
-    mask = document_mask(torch.tensor([[1, 7, 1, 8]]), 1, torch.float32)
-    seen = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
-    assert mask.shape == (1, 1, 4, 4)
-    assert (mask[0, 0] == 0).int().tolist() == seen
-    assert mask.min() == torch.finfo(torch.float32).min
+def test_document_masks_by_hand() -> None:
+    masks = document_masks(torch.tensor([[1, 7, 9, 1, 8]]), 1, torch.float32, window=2)
+    seen = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    near = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    for name, expected in (("full_attention", seen), ("sliding_attention", near)):
+        assert masks[name].shape == (1, 1, 5, 5)
+        assert (masks[name][0, 0] == 0).int().tolist() == expected
+        assert masks[name].min() == torch.finfo(torch.float32).min
+    whole = document_masks(torch.tensor([[1, 7, 9, 1, 8]]), 1, torch.float32, window=0)
+    assert torch.equal(whole["sliding_attention"], whole["full_attention"])

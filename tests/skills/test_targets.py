@@ -16,12 +16,12 @@ from peft_study.skills.targets import (
 )
 
 SOLUTION = (
-    "Define Carnivale's Hippodrome as k; so k = 3. Define Embernight's Hippodrome as [BACK]. "
-    "Define Embernight's Esplanade as d; so d = 4 * k = 4 * 3 = 2. [ANSWER] 2 [END]"
+    "Define Caldera's Highwall as k; so k = 3. Define Elvaria's Highwall as [BACK]. "
+    "Define Elvaria's Eaglecrag as d; so d = 4 * k = 4 * 3 = 2. [ANSWER] 2 [END]"
 )
 MASKED = (
-    "Define Carnivale's Hippodrome as k; so k = 3. [BACK]. "
-    "Define Embernight's Esplanade as d; so d = 4 * k = 4 * 3 = 2. [ANSWER] 2 [END]"
+    "Define Caldera's Highwall as k; so k = 3. [BACK]. "
+    "Define Elvaria's Eaglecrag as d; so d = 4 * k = 4 * 3 = 2. [ANSWER] 2 [END]"
 )
 
 
@@ -47,7 +47,7 @@ def test_detection_is_asked_at_each_as(words: list[str], tokens: Tokens) -> None
     places = [i for i, word in enumerate(words) if word == "as"]
     assert len(places) == 3
     assert labels[places].tolist() == [RIGHT, WRONG, RIGHT]
-    assert [words[i - 1] for i in places] == ["Hippodrome", "Hippodrome", "Esplanade"]
+    assert [words[i - 1] for i in places] == ["Highwall", "Highwall", "Eaglecrag"]
     assert np.flatnonzero(labels != NOT_A_DECISION).tolist() == places
 
 
