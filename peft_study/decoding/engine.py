@@ -52,9 +52,9 @@ class Decoder:
             )
             for layer in layers
         ]
-        self.windows = [
-            config.sliding_window if kind == "sliding_attention" else max_length for kind in config.layer_types
-        ]
+        kinds: list[str] = config.layer_types or []
+        local: int = config.sliding_window or max_length
+        self.windows = [local if kind == "sliding_attention" else max_length for kind in kinds]
         """Tokens that each layer sees, the last included."""
         positions = torch.arange(max_length, device=self.head.device)[None]
         self.cos, self.sin = (table[0] for table in model.model.rotary_emb(self.embeddings[:1], positions))
