@@ -15,6 +15,7 @@ from peft_study.igsm.families import family_named
 from peft_study.models.base import PRETRAINING_FILE, base_folder, save_base
 from peft_study.models.config import BaseConfig
 from peft_study.models.learner import Learner
+from peft_study.study.cards import base_card
 from peft_study.study.provenance import provenance
 from peft_study.training.pretrain import PretrainConfig, pretrain
 from peft_study.training.supervised import Point
@@ -64,8 +65,6 @@ def make_base(config: PretrainConfig, runs: Path, *, on_point: Callable[[Point],
 
 def write_base(learner: Learner, target: Path, record: dict[str, Any]) -> None:
     """Write weights, tokenizer, record and card; the record comes last, so a folder that has it is whole."""
-    from peft_study.study.cards import base_card
-
     family = family_named(record["config"]["family"])
     (target / PRETRAINING_FILE).unlink(missing_ok=True)
     save_base(learner.model, family, target, record)

@@ -75,11 +75,6 @@ class Ledger:
         """Return trial id to its Optuna trial, the newest one: a trial that was run again has older ones."""
         return {frozen.user_attrs["trial"]: frozen for frozen in self.trials()}
 
-    def is_told(self, trial: str) -> bool:
-        """Return whether `trial` has ended in the study."""
-        frozen = self.newest().get(trial)
-        return frozen is not None and frozen.state.is_finished()
-
     def put_back_leftovers(self) -> None:
         """Let the trials that a kill has left running wait again."""
         for frozen in self.trials():

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import traceback
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from peft_study.models.learner import Learner
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig
 from peft_study.study.provenance import provenance
+from peft_study.study.stores import write_atomic
 from peft_study.training.supervised import Point, TrainingSummary, train
 
 TRAINED = ("full", "lora", "probe")
@@ -38,12 +38,6 @@ class Progress(NamedTuple):
     """Last validation loss, nan before the first."""
     phase: str
     """'train' or 'evaluate'."""
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def reset_peak_memory() -> None:
@@ -168,7 +162,7 @@ def run_trial(
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     base = base_folder(config.base, config.data.family)
     origin = provenance() | {"base": str(base), "base_weights": fingerprint(base)}
-    _write_json(folder / "provenance.json", origin)
+    write_atomic(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
     (folder / "checkpoint").mkdir(exist_ok=True)
     result: dict[str, Any] = {"trial": trial, "arm": arm, "sweep": sweep, "config": config.model_dump(mode="json")}
     try:
@@ -185,6 +179,6 @@ def run_trial(
     metrics = folder / "checkpoint" / "metrics.jsonl"
     if metrics.is_file():
         shutil.copyfile(metrics, folder / "metrics.jsonl")
-    _write_json(folder / "result.json", result)
+    write_atomic(folder / "result.json", json.dumps(result, indent=1) + "\n")
     shutil.rmtree(folder / "checkpoint")
     return result
