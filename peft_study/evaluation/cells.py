@@ -1,7 +1,6 @@
 """All cells of one trial: which sets a skill is measured on, in what order, and what is kept of each."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from peft_study.evaluation.detecting import (
 )
 from peft_study.evaluation.problems import Attempt, draw_problems, read_attempt, solve_problems
 from peft_study.evaluation.solving import departures, outcomes, solving_measures
+from peft_study.files import write_atomic
 from peft_study.igsm.families import family_named
 from peft_study.igsm.stream import Document, Tokens
 from peft_study.igsm.text import BACK, join, problem_words
@@ -111,9 +111,7 @@ class Evaluator:
             return [read_attempt(t, document, self.data.order) for t, document in zip(tokens, documents, strict=True)]
         attempts = solve_problems(make_base(), documents, self.data.order)
         cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps([attempt.tokens for attempt in attempts]))
-        os.replace(temporary, path)
+        write_atomic(path, json.dumps([attempt.tokens for attempt in attempts]))
         return attempts
 
     def correction(self, learner: Learner, baseline: list[Attempt] | None, *, free: bool) -> Findings:

@@ -1,6 +1,5 @@
 """Bases: built from scratch, saved with tokenizer and card, and loaded with clear errors."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ from peft_study.errors import CheckpointError
 from peft_study.igsm.families import FamilySettings, family_named
 from peft_study.igsm.tokenizer import build_tokenizer, word_ids
 from peft_study.models.config import BaseConfig
+from peft_study.models.places import base_folder
 from peft_study.rng import derive_seed
-
-CHECKPOINTS = Path("checkpoints")
-"""Where the bases lie that come with the repository, relative to the working directory."""
 
 PRETRAINING_FILE = "pretraining.json"
 """Beside the weights: how the base was pretrained, and what was measured."""
@@ -78,11 +75,6 @@ def build_base(family: FamilySettings, architecture: Architecture, seed: int) ->
         return Qwen3ForCausalLM(config)
 
 
-def base_folder(config: BaseConfig, family: str) -> Path:
-    """Return where the base of `config` lies."""
-    return Path(config.path) if config.path else CHECKPOINTS / f"{family}-{config.name}-seed{config.seed}"
-
-
 def save_base(model: Qwen3ForCausalLM, family: FamilySettings, folder: Path, pretraining: dict[str, Any]) -> None:
     """Write weights (fp32 safetensors), tokenizer and `pretraining.json` to `folder`."""
     model.save_pretrained(folder)
@@ -115,12 +107,6 @@ def _check_files(folder: Path, remedy: str) -> None:
         raise CheckpointError(
             f"the checkpoint in {folder} must be a {Qwen3Config.model_type}, but is a {kind}; {remedy}"
         )
-
-
-def fingerprint(folder: Path) -> str:
-    """Return ten hex digits that name the weights in `folder`; empty where there are none, which loading reports."""
-    weights = folder / "model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:10] if weights.is_file() else ""
 
 
 def load_model(folder: Path, *, remedy: str = "give the folder of a saved checkpoint") -> Qwen3ForCausalLM:

@@ -12,9 +12,10 @@ from peft_study.errors import StoreError
 from peft_study.evaluation.acceptance import acceptance, measure_base
 from peft_study.evaluation.problems import draw_problems, solve_problems
 from peft_study.igsm.families import family_named
-from peft_study.models.base import PRETRAINING_FILE, base_folder, save_base
+from peft_study.models.base import PRETRAINING_FILE, save_base
 from peft_study.models.config import BaseConfig
 from peft_study.models.learner import Learner
+from peft_study.models.places import base_folder
 from peft_study.study.cards import base_card
 from peft_study.study.provenance import provenance
 from peft_study.training.pretrain import PretrainConfig, pretrain

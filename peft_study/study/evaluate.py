@@ -8,9 +8,10 @@ from peft_study.evaluation.cells import Evaluator
 from peft_study.evaluation.config import EvaluationConfig
 from peft_study.igsm.families import family_named
 from peft_study.igsm.tokenizer import word_ids
-from peft_study.models.base import CHECKPOINTS, PRETRAINING_FILE, load_base, load_model, read_pretraining
+from peft_study.models.base import PRETRAINING_FILE, load_base, load_model, read_pretraining
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
+from peft_study.models.places import CHECKPOINTS
 from peft_study.study.config import TrialConfig, build_config, flatten, read_yaml
 from peft_study.study.trial import TRAINED, evaluate_learner
 from peft_study.training.machine import prepare_process

@@ -120,13 +120,6 @@ def locked(path: Path, *, wait: bool = False, busy: str = "") -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path`: the whole of it, or nothing."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text)
-    os.replace(new, path)
-
-
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Return the result of the trial in `folder`; None where it has not ended."""
     path = folder / "result.json"

@@ -15,14 +15,16 @@ from typing import Any, NamedTuple, Protocol
 from rich.console import Console
 
 from peft_study import __version__
-from peft_study.errors import PeftStudyError
+from peft_study.errors import PeftStudyError, StoreError
+from peft_study.files import write_atomic
+from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig
 from peft_study.study.launch import Event, Job, WorkerDiedError, Workers, default_workers
 from peft_study.study.ledger import Ledger, grid_space, headline, search_space
 from peft_study.study.plan import Plan, PlannedTrial, searched_trial
 from peft_study.study.progress import ProgressReport, SweepProgress
-from peft_study.study.stores import best_effort, check_stores, locked, read_result, storage_errors, write_atomic
+from peft_study.study.stores import best_effort, check_stores, locked, read_result, storage_errors
 from peft_study.study.tracking import Tracker, TrialRun
 
 
@@ -84,7 +86,7 @@ def run_sweep(
             return sweep.end()
         except BaseException:
             with best_effort():
-                sweep.tracker.close_parent(Status.KILLED)
+                sweep.tracker.stop_parent()
             raise
         finally:
             sweep.close()
@@ -145,6 +147,7 @@ class RunningSweep:
         self.tracker.kill_leftovers()
         if self.sweep.search is not None:
             self._recall_drawn()
+        self._check_bases()
         if not self.tracker.plan_is_logged(self.trials):
             self._change()
             self.tracker.log_plan(self.trials)
@@ -163,6 +166,24 @@ class RunningSweep:
                 told = False
             if result is not None:
                 self._record(planned, result, told=told)
+
+    def _check_bases(self) -> None:
+        """Raise StoreError where a trial was begun on other weights than those its base has now."""
+        weights: dict[Path, str] = {}
+        for planned in self.trials:
+            path = self.folder / planned.trial / "provenance.json"
+            if not path.is_file():
+                continue
+            begun = json.loads(path.read_text())["base_weights"]
+            base = base_folder(planned.config.base, planned.config.data.family)
+            if base not in weights:
+                weights[base] = fingerprint(base)
+            # A base that is gone spoils nothing that is finished; loading says that it is missing.
+            if weights[base] and weights[base] != begun:
+                raise StoreError(
+                    f"{path.parent} was made from other weights ({begun}) than {base} has now ({weights[base]}); "
+                    f"put that base back, or move {self.folder} away to run the sweep anew"
+                )
 
     def _recall_drawn(self) -> None:
         """Plan again what earlier runs of a search have drawn."""

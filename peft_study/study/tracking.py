@@ -163,6 +163,11 @@ class Tracker:
             self.client.set_terminated(self.parent.info.run_id, RUN_STATUS[status])
             self._reload_parent()
 
+    def stop_parent(self) -> None:
+        """End the sweep's run as killed, if it runs: one that had ended stays as it was."""
+        if self.parent is not None and self.parent.info.status == "RUNNING":
+            self.close_parent(Status.KILLED)
+
     def _reload_parent(self) -> None:
         assert self.parent is not None
         self.parent = self.client.get_run(self.parent.info.run_id)

@@ -14,16 +14,17 @@ import yaml
 
 from peft_study.errors import PeftStudyError
 from peft_study.evaluation.cells import Evaluator, Findings
+from peft_study.files import write_atomic
 from peft_study.igsm.families import family_named
 from peft_study.igsm.stream import StreamSettings, WindowStream
 from peft_study.igsm.tokenizer import word_ids
-from peft_study.models.base import base_folder, fingerprint, load_base
+from peft_study.models.base import load_base
 from peft_study.models.config import BaseConfig
 from peft_study.models.learner import Learner
+from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig
 from peft_study.study.provenance import provenance
-from peft_study.study.stores import write_atomic
 from peft_study.training.supervised import Point, TrainingSummary, train
 
 TRAINED = ("full", "lora", "probe")

@@ -4,7 +4,6 @@ Shapes: B windows of a step, T tokens of a window, N positions with loss.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from peft_study.errors import CheckpointError, ConfigError
+from peft_study.files import write_atomic
 from peft_study.igsm.stream import Tokens, WindowStream
 from peft_study.igsm.text import Kind
 from peft_study.models.learner import Learner
@@ -116,9 +116,7 @@ def _forget_after(path: Path, tokens: int) -> None:
     """Drop what was logged after the checkpoint that the run goes on from."""
     if path.is_file():
         kept = [line for line in path.read_text().splitlines() if json.loads(line)["tokens"] <= tokens]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
+        write_atomic(path, "".join(line + "\n" for line in kept))
 
 
 def _cast(learner: Learner, dtype: torch.dtype) -> None:

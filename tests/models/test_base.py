@@ -16,7 +16,6 @@ from peft_study.igsm.families import NANO
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.models.base import (
     Architecture,
-    base_folder,
     build_base,
     load_base,
     load_model,
@@ -136,11 +135,6 @@ def test_base_of_another_vocabulary_is_refused(tiny: Architecture, tmp_path: Pat
     save_base(build_base(larger, tiny, 0), larger, tmp_path, {})
     with pytest.raises(CheckpointError, match=f"family nano has {len(word_ids(NANO))} words"):
         load_base(BaseConfig(path=str(tmp_path)), "nano")
-
-
-def test_base_folder() -> None:
-    assert base_folder(BaseConfig(name="retry", seed=2), "nano") == Path("checkpoints/nano-retry-seed2")
-    assert base_folder(BaseConfig(path="elsewhere"), "nano") == Path("elsewhere")
 
 
 def test_unreadable_pretraining_record(copied: Path) -> None:

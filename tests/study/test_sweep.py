@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from peft_study.errors import StoreError
+from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
 from peft_study.study.plan import Plan, build_plan, read_sweep
 from peft_study.study.progress import SweepProgress
@@ -71,6 +72,29 @@ def test_a_finished_sweep_is_left_as_it_is(plan: Plan, runs: Path, fake: Any) ->
     assert contents(runs) == before
     assert (first.changed, second.changed) == (True, False)
     assert (first.statuses, first.digest) == (second.statuses, second.digest)
+
+
+def test_a_base_that_has_changed_stops_the_sweep_and_harms_nothing(
+    plan: Plan, runs: Path, fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep(plan, runs, fake.FakeTrial())
+    planned = plan.trials[0]
+    weights = base_folder(planned.config.base, planned.config.data.family) / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"old")
+    begun = {"base_weights": fingerprint(weights.parent)}
+    (runs / plan.sweep.name / planned.trial / "provenance.json").write_text(json.dumps(begun))
+    before = contents(runs)
+    assert not sweep(plan, runs, fake.FakeTrial()).changed
+
+    weights.write_bytes(b"new")
+    with pytest.raises(StoreError, match=f"was made from other weights .{begun['base_weights']}."):
+        sweep(plan, runs, fake.FakeTrial())
+    assert contents(runs) == before
+
+    weights.unlink()  # what is finished needs no base
+    assert not sweep(plan, runs, fake.FakeTrial()).changed
 
 
 def test_a_failed_trial_does_not_stop_the_sweep(plan: Plan, runs: Path, fake: Any, read_databases: Read) -> None:
