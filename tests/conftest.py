@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 # Tests that compare bits must mean the same on a machine with a GPU.
 os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
-TINY = Architecture(layers=2, width=32, heads=2, mlp_width=48)
+TINY = Architecture(layers=2, width=32, heads=2, mlp_width=48, local_layers=1)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from peft_study.igsm.families import NANO
 from peft_study.models.base import Architecture, build_base, save_base
 
 ROOT = Path(__file__).parents[1]
-TINY = Architecture(layers=2, width=32, heads=2, mlp_width=48)
+TINY = Architecture(layers=2, width=32, heads=2, mlp_width=48, local_layers=1)
 
 
 @pytest.fixture(scope="module")

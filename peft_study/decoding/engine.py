@@ -8,7 +8,7 @@ Shapes: B rows, S cached tokens, H heads, E head width, D model width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,40 @@ def _rotate(x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x_BHTE * cos + turned * sin
 
 
+class _Layer(NamedTuple):
+    """The weights of one layer, queries, keys and values in one matrix, gate and up in one."""
+
+    attention_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor
+    k_norm: Tensor
+    out: Tensor
+    out_bias: Tensor | None
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+    @classmethod
+    def of(cls, layer: Any) -> "_Layer":
+        """Return the weights of a layer of transformers' Qwen3, whose stubs take a layer's parts for tensors."""
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv = attention.q_proj, attention.k_proj, attention.v_proj
+        biased = attention.q_proj.bias is not None
+        return cls(
+            attention_norm=layer.input_layernorm.weight.detach(),
+            qkv=torch.cat([linear.weight.detach() for linear in qkv]),
+            qkv_bias=torch.cat([linear.bias.detach() for linear in qkv]) if biased else None,
+            q_norm=attention.q_norm.weight.detach(),
+            k_norm=attention.k_norm.weight.detach(),
+            out=attention.o_proj.weight.detach(),
+            out_bias=attention.o_proj.bias.detach() if biased else None,
+            mlp_norm=layer.post_attention_layernorm.weight.detach(),
+            gate_up=torch.cat([mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach()]),
+            down=mlp.down_proj.weight.detach(),
+        )
+
+
 class Decoder:
     """A batch of sequences in progress. `logits` holds, for each row, what follows its last token."""
 
@@ -37,21 +71,7 @@ class Decoder:
         self.embeddings = model.model.embed_tokens.weight.detach()
         self.norm = model.model.norm.weight.detach()
         self.head = model.lm_head.weight.detach()
-        # The stubs of transformers take a layer's parts for tensors.
-        layers: list[Any] = list(model.model.layers)
-        self.layers = [
-            (
-                layer.input_layernorm.weight.detach(),
-                torch.cat([getattr(layer.self_attn, f"{name}_proj").weight.detach() for name in "qkv"]),
-                layer.self_attn.o_proj.weight.detach(),
-                layer.post_attention_layernorm.weight.detach(),
-                layer.self_attn.q_norm.weight.detach(),
-                layer.self_attn.k_norm.weight.detach(),
-                torch.cat([layer.mlp.gate_proj.weight.detach(), layer.mlp.up_proj.weight.detach()]),
-                layer.mlp.down_proj.weight.detach(),
-            )
-            for layer in layers
-        ]
+        self.layers = [_Layer.of(layer) for layer in model.model.layers]
         kinds: list[str] = config.layer_types or []
         local: int = config.sliding_window or max_length
         self.windows = [local if kind == "sliding_attention" else max_length for kind in kinds]
@@ -118,16 +138,16 @@ class Decoder:
         self.lengths[row] = length
         self.logits[row] = logits
 
-    def _project(self, x: Tensor, layer: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        qkv = _rms_norm(x, layer[0], self.eps) @ layer[1].T
+    def _project(self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = functional.linear(_rms_norm(x, layer.attention_norm, self.eps), layer.qkv, layer.qkv_bias)
         q, k, v = qkv.view(*x.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = _rms_norm(q, layer[4], self.eps), _rms_norm(k, layer[5], self.eps)
+        q, k = _rms_norm(q, layer.q_norm, self.eps), _rms_norm(k, layer.k_norm, self.eps)
         return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 
-    def _finish(self, x: Tensor, attended_BHTE: Tensor, layer: tuple[Tensor, ...]) -> Tensor:
-        x = x + attended_BHTE.transpose(1, 2).reshape(x.shape) @ layer[2].T
-        gate, up = (_rms_norm(x, layer[3], self.eps) @ layer[6].T).chunk(2, dim=-1)
-        return x + (functional.silu(gate) * up) @ layer[7].T
+    def _finish(self, x: Tensor, attended_BHTE: Tensor, layer: _Layer) -> Tensor:
+        x = x + functional.linear(attended_BHTE.transpose(1, 2).reshape(x.shape), layer.out, layer.out_bias)
+        gate, up = functional.linear(_rms_norm(x, layer.mlp_norm, self.eps), layer.gate_up).chunk(2, dim=-1)
+        return x + functional.linear(functional.silu(gate) * up, layer.down)
 
 
 def greedy(logits_BV: Tensor) -> Tensor:

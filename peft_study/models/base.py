@@ -23,9 +23,10 @@ PRETRAINING_FILE = "pretraining.json"
 
 
 class Architecture(BaseModel):
-    """The shape of a base: a Qwen3, that is a Llama with normed queries and keys, and untied embeddings.
+    """The shape of a base: a Qwen3, that is a Llama with normed queries and keys; biases, untied embeddings.
 
-    The norm of queries and keys is worth about half the tokens at this size (LOG.md).
+    The norm of queries and keys is worth about half the tokens at this size. Biases of queries and keys let a head
+    look a fixed number of tokens back whatever stands there, which matching names begins with (LOG.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,8 +35,10 @@ class Architecture(BaseModel):
     width: int = Field(default=144, ge=8)
     heads: int = Field(default=4, ge=1)
     mlp_width: int = Field(default=352, ge=8)
-    local_window: int = Field(default=10, ge=0)
-    """Tokens that the first layer sees, itself included; 0 for all. A local start is worth a third of the tokens."""
+    local_layers: int = Field(default=2, ge=0)
+    """How many layers, from the first, see the last `local_window` tokens only: there the words of a name meet."""
+    local_window: int = Field(default=10, ge=1)
+    """Tokens that a local layer sees, itself included."""
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -56,10 +59,11 @@ def build_base(family: FamilySettings, architecture: Architecture, seed: int) ->
         num_attention_heads=architecture.heads,
         num_key_value_heads=architecture.heads,
         head_dim=architecture.width // architecture.heads,
-        use_sliding_window=bool(architecture.local_window),
-        sliding_window=architecture.local_window or None,
+        attention_bias=True,
+        use_sliding_window=bool(architecture.local_layers),
+        sliding_window=architecture.local_window if architecture.local_layers else None,
         layer_types=[
-            "sliding_attention" if architecture.local_window and not layer else "full_attention"
+            "sliding_attention" if layer < architecture.local_layers else "full_attention"
             for layer in range(architecture.layers)
         ],
         max_position_embeddings=4 * family.max_tokens,

@@ -49,7 +49,7 @@ class PretrainConfig(BaseModel):
     """Weight of the mean loss on problems, beside that on solutions; 0 for none."""
     architecture: Architecture = Architecture()
     training: TrainingConfig = TrainingConfig(
-        tokens=36_864_000,
+        tokens=24_576_000,
         batch_windows=16,
         lr=3e-3,
         optimizer="muon",

@@ -26,7 +26,7 @@ def model(tiny: Architecture) -> Qwen3ForCausalLM:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8) if parameter.ndim == 2 else parameter.add_(
-                0.3 * torch.randn(parameter.shape, generator=generator)
+                0.1 * torch.randn(parameter.shape, generator=generator)
             )
     return model
 
@@ -153,10 +153,27 @@ def test_keep_drops_the_other_rows(model: Qwen3ForCausalLM) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [{"heads": 4}, {"heads": 1}, {"layers": 1, "mlp_width": 16}, {"width": 48, "heads": 4}]
+    "shape",
+    [
+        {"heads": 4},
+        {"heads": 1},
+        {"layers": 1, "mlp_width": 16},
+        {"width": 48, "heads": 4},
+        {"local_layers": 0},
+        {"local_layers": 2, "local_window": 3},
+    ],
 )
 def test_other_shapes(tiny: Architecture, shape: dict[str, int], assert_same: Callable[..., None]) -> None:
     assert_same(build_base(NANO, tiny.model_copy(update=shape), 3).eval())
+
+
+def test_without_biases(tiny: Architecture, assert_same: Callable[..., None]) -> None:
+    model = build_base(NANO, tiny, 3).eval()
+    layers: Any = model.model.layers
+    for layer in layers:
+        for name in "qkvo":
+            getattr(layer.self_attn, f"{name}_proj").bias = None
+    assert_same(model)
 
 
 @pytest.fixture

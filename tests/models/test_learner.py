@@ -36,7 +36,7 @@ def num_trained(method: MethodConfig, shape: Architecture) -> int:
     words, width, wide, rank = len(word_ids(NANO)), shape.width, shape.mlp_width, method.rank
     if method.name == "full":
         head = width // shape.heads
-        layer = 4 * width * width + 3 * width * wide + 2 * width + 2 * head
+        layer = 4 * width * width + 3 * width * wide + (4 + 2) * width + 2 * head
         return 2 * words * width + width + shape.layers * layer
     if method.name == "probe":
         return 2 * width + 2 + rank * (words + width)
