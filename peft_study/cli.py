@@ -166,8 +166,9 @@ def sweep(
     planned = build_plan(read, strict=not plan)
     if plan:
         from peft_study.study.costs import plan_table
+        from peft_study.study.sweep import workers_for
 
-        console.print(plan_table(planned, runs))
+        console.print(plan_table(planned, runs, workers_for(read, workers)))
         return
     from peft_study.study.sweep import run_sweep
 

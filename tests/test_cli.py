@@ -143,6 +143,8 @@ def test_plan_prints_and_touches_nothing(made_up: Path) -> None:
     assert result.exit_code == 0
     assert "2,400" in result.stdout
     assert "5 trials, 0 done" in result.stdout
+    assert "side by side" not in call("sweep", made_up, "--plan", "--workers", 1).stdout
+    assert "with 3 side by side" in call("sweep", made_up, "--plan", "--workers", 3).stdout
     assert not Path("runs").exists()
 
 

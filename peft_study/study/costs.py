@@ -37,7 +37,7 @@ class CellCost(NamedTuple):
     done: int
     """Trials that have ended."""
     minutes: float
-    """Expected for the trials that have not."""
+    """Expected for the trials that have not, one after another."""
     alarms: tuple[str, ...]
 
 
@@ -105,13 +105,14 @@ def describe(plan: Plan, runs: Path) -> list[CellCost]:
     return rows
 
 
-def plan_table(plan: Plan, runs: Path) -> Table:
-    """Return every cell of a plan with what it takes."""
+def plan_table(plan: Plan, runs: Path, workers: int) -> Table:
+    """Return every cell of a plan with what it takes, and what is to go with `workers` trials side by side."""
     cells = describe(plan, runs)
     alarms = list(dict.fromkeys(alarm for cell in cells for alarm in cell.alarms))
     trials, done = sum(cell.trials for cell in cells), sum(cell.done for cell in cells)
-    minutes = sum(cell.minutes for cell in cells)
-    caption = [f"{trials} trials, {done} done; about {minutes:.0f} minutes to go"]
+    minutes = sum(cell.minutes for cell in cells) / max(1, min(workers, trials - done))
+    beside = f" with {workers} side by side" if workers > 1 else ""
+    caption = [f"{trials} trials, {done} done; about {minutes:.0f} minutes to go{beside}"]
     caption += [f"({i}) {alarm}" for i, alarm in enumerate(alarms, start=1)]
     # Plain texts: what stands in brackets is no markup.
     title = Text(f"sweep {plan.sweep.name}: {plan.sweep.question}")

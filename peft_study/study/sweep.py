@@ -22,7 +22,7 @@ from peft_study.records import Status
 from peft_study.study.config import TrialConfig
 from peft_study.study.launch import Event, Job, WorkerDiedError, Workers, default_workers
 from peft_study.study.ledger import Ledger, grid_space, headline, search_space
-from peft_study.study.plan import Plan, PlannedTrial, searched_trial
+from peft_study.study.plan import Plan, PlannedTrial, Sweep, searched_trial
 from peft_study.study.progress import ProgressReport, SweepProgress
 from peft_study.study.stores import best_effort, check_stores, locked, read_result, storage_errors
 from peft_study.study.tracking import Tracker, TrialRun
@@ -82,7 +82,7 @@ def run_sweep(
         sweep = RunningSweep(plan, runs, console or Console())
         try:
             sweep.reconcile(retry_failed=retry_failed)
-            sweep.run_all(run or train_trial, workers)
+            sweep.run_all(run or train_trial, workers_for(plan.sweep, workers))
             return sweep.end()
         except BaseException:
             with best_effort():
@@ -90,6 +90,14 @@ def run_sweep(
             raise
         finally:
             sweep.close()
+
+
+def workers_for(sweep: Sweep, asked: int | None) -> int:
+    """Return how many trials of `sweep` run side by side: as many as are asked for, else what the machine allows."""
+    if asked is not None:
+        return asked
+    # Every draw of a search is to see all that came before it.
+    return 1 if sweep.search else default_workers()
 
 
 def train_trial(*args: Any, **options: Any) -> dict[str, Any]:
@@ -229,16 +237,13 @@ class RunningSweep:
                 self.tracker.log_plan(self.trials)
                 yield planned
 
-    def run_all(self, run: TrialRunner, num_workers: int | None) -> None:
+    def run_all(self, run: TrialRunner, num_workers: int) -> None:
         """Run what is missing; what stops the sweep from outside leaves the trials that ran waiting."""
         pending = self._pending()
         first = next(pending, None)
         if first is None:
             return
         pending = itertools.chain([first], pending)
-        if num_workers is None:
-            # Every draw of a search is to see all that came before it.
-            num_workers = 1 if self.sweep.search else default_workers()
         num_trials = self.sweep.search.trials * len(self.plan.cells) if self.sweep.search else len(self.trials)
         try:
             with (

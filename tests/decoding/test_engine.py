@@ -57,7 +57,7 @@ def test_greedy_equals_transformers_token_for_token(model: Qwen3ForCausalLM) -> 
     asked = prompts(LENGTHS)
     outputs = generate(model, asked, end_id=END, max_length=LIMIT)
     assert outputs == [by_transformers(model, prompt, END) for prompt in asked]
-    assert len({token for output in outputs for token in output}) > 40  # no endless repetition
+    assert len({token for output in outputs for token in output}) > 30  # no endless repetition
 
 
 def test_rows_that_end_early_leave_the_others_alone(model: Qwen3ForCausalLM) -> None:
