@@ -25,6 +25,7 @@ from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig
 from peft_study.study.provenance import provenance
+from peft_study.training.machine import settled
 from peft_study.training.supervised import Point, TrainingSummary, train
 
 TRAINED = ("full", "lora", "probe")
@@ -77,7 +78,7 @@ def _train(
             WindowStream(settings),
             validation,
             config.skill,
-            config.training,
+            settled(config.training, folder.parent),
             folder=folder / "checkpoint",
             seed=config.seed,
             on_point=on_point,
@@ -139,6 +140,7 @@ def _run(
         "seconds": round(summary.seconds, 2),
         "peak_memory_mib": round(peak_memory_mib(), 1),
         "converged": summary.converged,
+        "precision": summary.precision,
         "departures": rest.departures,
         "measures": [measure._asdict() for measure in found.measures + rest.measures],
     }

@@ -30,7 +30,7 @@ class TrainingConfig(BaseModel):
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What the model computes in; trained values are kept in fp32. `auto` is bf16 where the hardware multiplies it."""
+    """What the model computes in; trained values are kept in fp32. `auto`: bf16 where it is measured to be faster."""
     compile: bool = False
     """Compile the layers with torch.compile: pays in long runs; needs a C++ compiler."""
     points: int = Field(default=12, ge=1)

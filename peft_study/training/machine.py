@@ -1,11 +1,18 @@
-"""What a process that trains asks of its machine."""
+"""What a process that trains asks of its machine, and what it measures of it."""
 
 import ctypes
+import json
+import os
 import sys
+import time
 import warnings
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from transformers.utils.logging import disable_progress_bar
+
+from peft_study.training.config import TrainingConfig
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -34,3 +41,45 @@ def prepare_process(threads: int) -> None:
     # peft 0.21 asks transformers 5 the old way.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     torch.set_num_threads(threads)
+
+
+def bf16_speedup(*, rounds: int = 15) -> float:
+    """Return how many times faster this CPU multiplies matrices of a layer in bf16 than in fp32, forward and backward.
+
+    Instructions for bf16 do not decide: without AMX they make one server processor faster and another slower (LOG.md).
+    """
+    inputs, weights = torch.randn(4096, 144), torch.randn(352, 144)
+    outputs = torch.randn(4096, 352)
+    best: dict[torch.dtype, float] = {}
+    for _ in range(rounds):
+        for dtype in (torch.float32, torch.bfloat16):
+            x, w, g = inputs.to(dtype), weights.to(dtype), outputs.to(dtype)
+            started = time.perf_counter()
+            _ = x @ w.T, g @ w, g.T @ x
+            best[dtype] = min(best.get(dtype, float("inf")), time.perf_counter() - started)
+    return best[torch.float32] / best[torch.bfloat16]
+
+
+def settled(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    """Return `config` with the precision to compute in here: where it is `auto`, bf16 if that is faster.
+
+    On a CPU that is measured once and kept in `kernels.json` of `folder`, so that all trials of a sweep compute alike
+    and a run that was killed goes on as it began.
+    """
+    if config.precision != "auto":
+        return config
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return config.model_copy(update={"precision": "bf16" if fast else "fp32"})
+    kept = folder / "kernels.json"
+    if not kept.is_file():
+        speedup = bf16_speedup() if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.0
+        choice = {"precision": "bf16" if speedup > 1 else "fp32", "bf16_speedup": round(speedup, 2)}
+        folder.mkdir(parents=True, exist_ok=True)
+        new = folder / f".kernels.json.{os.getpid()}.new"
+        new.write_text(json.dumps(choice) + "\n")
+        # The first of several workers decides for all.
+        with suppress(FileExistsError):
+            os.link(new, kept)
+        new.unlink()
+    return config.model_copy(update={"precision": json.loads(kept.read_text())["precision"]})

@@ -17,13 +17,6 @@ def rate(step: int, total_steps: int, warmup_share: float, cooldown_share: float
     return min((step + 1) / warmup, 1.0, (total_steps - step) / cooldown)
 
 
-def bf16_is_fast(device: torch.device) -> bool:
-    """Whether this machine multiplies bf16 matrices in hardware; otherwise fp32 is the faster choice."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 class Masters:
     """fp32 copies of the trained parameters: optimisers step these, the model computes with its own dtype.
 

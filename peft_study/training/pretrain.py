@@ -21,6 +21,7 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
 from peft_study.training.config import TrainingConfig
+from peft_study.training.machine import settled
 from peft_study.training.supervised import Point, TrainingSummary, make_batch, train
 
 SHOWN_KINDS = (
@@ -105,7 +106,7 @@ def pretrain(
         WindowStream(settings),
         validation,
         skill,
-        config.training,
+        settled(config.training, work),
         folder=work,
         seed=config.seed,
         on_point=on_point,

@@ -25,7 +25,7 @@ from peft_study.skills.targets import NOT_A_DECISION, WRONG, correction_targets,
 from peft_study.training.checkpoint import load_state, save_state
 from peft_study.training.config import TrainingConfig
 from peft_study.training.losses import correction_loss, detection_loss, is_converged
-from peft_study.training.optim import Masters, Optimizers, bf16_is_fast, rate
+from peft_study.training.optim import Masters, Optimizers, rate
 
 
 class Point(NamedTuple):
@@ -50,6 +50,8 @@ class TrainingSummary(NamedTuple):
     losses: list[float]
     """Validation loss at each logged point."""
     converged: bool | None
+    precision: str = ""
+    """What the model computed in, `fp32` or `bf16`; empty where nothing was trained."""
 
 
 class _Batch(NamedTuple):
@@ -164,9 +166,10 @@ def train(
     """
     if config.lr is None:
         raise ConfigError("training.lr must be a number here, but got None; set training.lr, or run inside a sweep")
+    assert config.precision != "auto", "whoever calls settles the precision first (machine.settled)"
     accelerator = Accelerator()
     device, share = accelerator.device, accelerator.process_index
-    half = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(device))
+    half = config.precision == "bf16"
     measured = skill.model_copy(update={"problem_weight": 0.0})
     learner.to(device)
     masters = Masters(learner.trainable())
@@ -241,5 +244,11 @@ def train(
     learner.model.config._attn_implementation = "sdpa"
     learner.eval()
     return TrainingSummary(
-        total_steps * tokens_per_step, with_loss, learner.num_trainable(), seconds, losses, is_converged(losses)
+        total_steps * tokens_per_step,
+        with_loss,
+        learner.num_trainable(),
+        seconds,
+        losses,
+        is_converged(losses),
+        config.precision,
     )
