@@ -63,13 +63,15 @@ def test_the_base_holds_a_config() -> None:
     assert build_config(flatten(base["trial"])).evaluation.split == "test"
 
 
-def test_quick_is_16_trained_trials_of_half_a_million_tokens(all_rates: TunedRates) -> None:
+def test_quick_is_at_most_16_trials_of_half_a_million_tokens(all_rates: TunedRates) -> None:
     plan = build_plan(read_sweep("quick"), all_rates)
-    trained = [planned.config for planned in plan.trials if planned.config.method.name in ("full", "lora")]
-    assert len(trained) == 16
-    assert {config.training.tokens for config in trained} == {524_288}
-    assert sorted({config.method.rank for config in trained if config.method.name == "lora"}) == [1, 4, 16]
-    assert {config.skill.name for config in trained} == {"correction", "detection"}
+    trained = [planned.config for planned in plan.trials if planned.config.training.tokens]
+    assert len(trained) <= 16
+    assert min(config.training.tokens for config in trained) >= 500_000
+    assert {config.method.name for config in trained} == {"full", "lora", "probe"}
+    lora = [config for config in trained if config.method.name == "lora"]
+    assert {(c.skill.name, c.method.rank) for c in lora} == {(s, r) for s in TUNING_METRIC for r in (1, 4, 16)}
+    assert {config.seed for config in lora} == {0, 1}
     assert plan.sweep.first_look
 
 

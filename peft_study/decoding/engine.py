@@ -26,6 +26,14 @@ def _rotate(x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x_BHTE * cos + turned * sin
 
 
+_ROOM = 64
+"""Tokens by which the cache grows."""
+
+
+def _longer(cached_BHSE: Tensor) -> Tensor:
+    return functional.pad(cached_BHSE, (0, 0, 0, _ROOM))
+
+
 class _Layer(NamedTuple):
     """The weights of one layer, queries, keys and values in one matrix, gate and up in one."""
 
@@ -93,7 +101,8 @@ class Decoder:
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = torch.tensor(prompt)
         width = self.head.shape[1] // self.num_heads
-        shape = (len(prompts), self.num_heads, self.max_length, width)
+        # What is reserved is copied whenever rows are dropped, so it grows with what is used.
+        shape = (len(prompts), self.num_heads, min(longest + _ROOM, self.max_length), width)
         self.cache = [(self.head.new_zeros(shape), self.head.new_zeros(shape)) for _ in self.layers]
         x = self.embeddings[ids]
         causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
@@ -114,6 +123,8 @@ class Decoder:
         rows = torch.arange(len(tokens_B), device=tokens_B.device)
         cos, sin = self.cos[self.lengths][:, None, None], self.sin[self.lengths][:, None, None]
         longest = int(self.lengths.max()) + 1
+        if longest > self.cache[0][0].shape[2]:
+            self.cache = [(_longer(keys), _longer(values)) for keys, values in self.cache]
         behind_BS = self.lengths[:, None] - torch.arange(longest, device=tokens_B.device)
         x = self.embeddings[tokens_B][:, None]
         for layer, (keys, values), window in zip(self.layers, self.cache, self.windows, strict=True):

@@ -6,6 +6,7 @@ the first wrong steps are 'not computable' or 'unnecessary', and the perfect det
 an interval above 0.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ CHOICES = (Verdict.NOT_COMPUTABLE.value, Verdict.REPEATED.value, Verdict.UNNECES
 """Departures that are wrong choices of what to compute. A parameter defined twice cannot be computed *next* either."""
 
 
-def _regret(model: Qwen3ForCausalLM, documents: list[Document], batch_size: int = 128) -> list[Attempt]:
+def _regret(model: Qwen3ForCausalLM, documents: Sequence[Document], batch_size: int = 128) -> list[Attempt]:
     family = documents[0].problem.family
     words = word_ids(family)
     attempts: list[Attempt] = []

@@ -1,7 +1,7 @@
 """All cells of one trial: which sets a skill is measured on, in what order, and what is kept of each."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ class Evaluator:
         self.solved = {known: self.headline} if op else {"id": self.family.op_max, "ood": self.headline}
         """Sets of correction and their operations; only one where `op` is given."""
 
-    def problems(self, op: int, *, rate: float = 0.0) -> list[Document]:
+    def problems(self, op: int, *, rate: float = 0.0) -> Sequence[Document]:
         """Return the documents of a cell."""
         return draw_problems(
             self.family,

@@ -1,6 +1,7 @@
 """The problems a model is measured on, and a base's own solutions of them."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from transformers import Qwen3ForCausalLM
@@ -25,12 +26,21 @@ class Attempt(NamedTuple):
     published: Judgement
 
 
+@lru_cache(maxsize=8)
+def _drawn(settings: StreamSettings, n: int) -> tuple[Document, ...]:
+    """Return the first `n` documents of `settings`.
+
+    The trials of a sweep are measured on the same problems; to draw them anew took a third of an evaluation.
+    """
+    return tuple(draw_document(settings, index) for index in range(n))
+
+
 def draw_problems(
     family: FamilySettings, op: int, n: int, *, split: Split, seed: int, order: Order = "pq", retry_rate: float = 0.0
-) -> list[Document]:
+) -> Sequence[Document]:
     """Return `n` documents with exactly `op` operations; the same arguments give the same documents."""
     settings = StreamSettings(family=family, split=split, order=order, ops=(op,), retry_rate=retry_rate, seed=seed)
-    return [draw_document(settings, index) for index in range(n)]
+    return _drawn(settings, n)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
 
 
 def prompt_ids(document: Document, order: Order) -> list[int]:

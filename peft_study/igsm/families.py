@@ -30,7 +30,10 @@ class FamilySettings(BaseModel):
     subcategories: int = Field(ge=1, le=5)
     """How many of the five sub-categories of item names are in use."""
     letter_pool: int = Field(ge=1, le=52)
-    """How many letters there are; each problem uses a random subset, at least one per operation."""
+    """How many letters there are, at least one per operation."""
+    letter_order: Literal["random", "cyclic"]
+    """How a solution takes its letters: `random`, drawn without replacement as in the paper; `cyclic`, one after
+    another from a random start. Small models learn not to take a letter twice far later than all else (LOG.md)."""
     max_tokens: int = Field(ge=64)
     """Length of a training window, at least that of the longest out-of-distribution problem, in tokens."""
 
@@ -45,6 +48,7 @@ NANO = FamilySettings(
     chains=1,
     subcategories=1,
     letter_pool=12,
+    letter_order="cyclic",
     max_tokens=256,
 )
 

@@ -6,6 +6,7 @@ before it, so a stream resumes from an index and two skills read the same sequen
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -97,6 +98,15 @@ def document_tokens(settings: StreamSettings, document: Document) -> Tokens:
     )
 
 
+@lru_cache(maxsize=2**15)
+def _tokens_at(settings: StreamSettings, index: int) -> Tokens:
+    """Return document `index`.
+
+    The trials of a sweep read the same documents: what a process has drawn for one it keeps for the next.
+    """
+    return document_tokens(settings, draw_document(settings, index))
+
+
 class WindowStream:
     """Packed training windows: [END], then whole documents one after another, the last one cut on the right."""
 
@@ -116,7 +126,7 @@ class WindowStream:
             ids[row, 0], kinds[row, 0] = end, Kind.PROBLEM
             filled = 1
             while filled < self.length:
-                tokens = document_tokens(self.settings, draw_document(self.settings, self.next_index))
+                tokens = _tokens_at(self.settings, self.next_index)  # pyright: ignore[reportArgumentType]  # hashable
                 self.next_index += 1
                 if len(tokens.ids) >= self.length:
                     continue

@@ -1,6 +1,6 @@
 """Detection measured: decision points of every set against the verifier, scores and metrics by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def is_wrong(document: Document, words: list[str]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def documents() -> list[Document]:
+def documents() -> Sequence[Document]:
     return draw_problems(NANO, 5, 40, split="validation", seed=0, retry_rate=0.4)
 
 
@@ -72,7 +72,7 @@ def test_injected_points_by_hand(hand_document: Document) -> None:
     assert WORDS[points.sequences[0][0]] == "[END]"
 
 
-def test_injected_labels_are_those_of_the_verifier(documents: list[Document]) -> None:
+def test_injected_labels_are_those_of_the_verifier(documents: Sequence[Document]) -> None:
     points = injected_points(documents, "pq")
     assert len(points.label_P) == sum(len(d.mistakes) + len(d.solution.steps) for d in documents)
     assert points.label_P.sum() == sum(len(d.mistakes) for d in documents) > 20
@@ -82,7 +82,7 @@ def test_injected_labels_are_those_of_the_verifier(documents: list[Document]) ->
         assert points.after_P[i] == ("[BACK]" in words)
 
 
-def test_pair_labels_are_those_of_the_verifier(documents: list[Document]) -> None:
+def test_pair_labels_are_those_of_the_verifier(documents: Sequence[Document]) -> None:
     points = pair_points(documents, "pq", seed=0)
     assert len(points.label_P) == len(documents)
     assert set(points.label_P) == {0, 1}
@@ -148,7 +148,7 @@ def test_coverage_is_the_share_of_mistakes_that_show(read: Callable[[str], Attem
 
 @pytest.mark.parametrize("name", ["full", "lora", "probe"])
 def test_scores_are_probabilities_and_do_not_depend_on_the_batch(
-    make_learner: Callable[..., Learner], documents: list[Document], name: str
+    make_learner: Callable[..., Learner], documents: Sequence[Document], name: str
 ) -> None:
     learner = make_learner(MethodConfig.model_validate({"name": name, "rank": 2})).eval()
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_scores_are_probabilities_and_do_not_depend_on_the_batch(
         assert score_points(learner, points, free_id=free_id, batch_size=3) == pytest.approx(scores, abs=1e-5)
 
 
-def test_scores_by_hand(make_learner: Callable[..., Learner], documents: list[Document]) -> None:
+def test_scores_by_hand(make_learner: Callable[..., Learner], documents: Sequence[Document]) -> None:
     """A score is the two-way softmax over [RIGHT] and [WRONG], or the softmax over all words at [BACK]."""
     learner, ids = make_learner().eval(), word_ids(NANO)
     points = injected_points(documents[:5], "pq")
