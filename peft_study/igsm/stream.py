@@ -37,7 +37,7 @@ class StreamSettings(BaseModel):
     split: Split = "train"
     order: Order = "pq"
     ops: tuple[int, ...] = ()
-    """Operation counts to draw from, uniformly; empty for 1 to the family's `op_max`."""
+    """Operation counts to draw from, uniformly; empty for 1 to the family's `op_max` by its own law."""
     retry_rate: float = Field(default=0.0, ge=0, lt=1)
     """Probability of a mistake before each solution sentence, repeated geometrically; 0 for clean data."""
     seed: int = 0
@@ -64,7 +64,8 @@ def draw_document(settings: StreamSettings, index: int) -> Document:
     """Return document `index` of the stream."""
     family = settings.family
     rng = python_stream(settings.seed, "problem", settings.split, index)
-    op = rng.choice(settings.ops or range(1, family.op_max + 1))
+    ops = settings.ops or range(1, family.op_max + 1)
+    [op] = rng.choices(ops, None if settings.ops else [family.op_ratio**op for op in ops])
     for _ in range(MAX_DRAWS):
         problem = draw_problem(rng, family, op)
         if split_of(problem) == settings.split:

@@ -1,6 +1,6 @@
 """Words and text: problems and solutions rendered, and the same text split back into words.
 
-A *word* is what the word-level tokenizer gives one id: a name, a letter, a number, a sign, or a fixed phrase of
+A *word* is what the word-level tokenizer gives one id: a name or two, a letter, a number, a sign, or a fixed phrase of
 the grammar. Each word of a document carries its *kind*, from which skills make their targets and masks.
 """
 
@@ -8,6 +8,7 @@ import re
 from enum import IntEnum
 from typing import NamedTuple
 
+from peft_study.igsm.families import FamilySettings
 from peft_study.igsm.mistakes import Mistake
 from peft_study.igsm.problem import Formula, Parameter, Problem
 from peft_study.igsm.solution import Calculation, Operand, Solution, Step
@@ -35,17 +36,21 @@ PHRASES = (
 )
 LEANING_SIGNS = ("'s", ".", ";", ",", "?")
 SIGNS = (*LEANING_SIGNS, "=", "+", "-", "*")
-WORD_PATTERN = "|".join(
-    (
+_NAME = r"[A-Za-z][A-Za-z0-9-]*"
+
+
+def word_pattern(family: FamilySettings) -> str:
+    """Return the regular expression of a word of `family`."""
+    alternatives = (
+        *([rf"{_NAME}'s {_NAME}"] if family.pair_names else []),
         r"\[[A-Z]+\]",
         *(rf"{phrase}\b" for phrase in PHRASES),
         r"'s",
-        r"[A-Za-z][A-Za-z0-9-]*",
+        _NAME,
         r"\d+",
         r"[.;,?=+\-*]",
     )
-)
-_WORD = re.compile(WORD_PATTERN)
+    return "|".join(alternatives)
 
 
 class Kind(IntEnum):
@@ -95,22 +100,26 @@ def join(words: list[str]) -> str:
     return "".join(word if word in LEANING_SIGNS else " " + word for word in words)
 
 
-def split(text: str) -> list[str]:
+def split(text: str, family: FamilySettings) -> list[str]:
     """Return the words of `text`, the inverse of `join`; characters outside the grammar are dropped.
 
-    >>> split(join(["Define", "Ashkeep", "'s", "Cellar", "as", "p", ";"]))
+    >>> from peft_study.igsm.families import NANO
+    >>> split(" Define Ashkeep's Cellar as p;", NANO)
+    ['Define', "Ashkeep's Cellar", 'as', 'p', ';']
+    >>> split(" Define Ashkeep's Cellar as p;", NANO.model_copy(update={"pair_names": False}))
     ['Define', 'Ashkeep', "'s", 'Cellar', 'as', 'p', ';']
     """
-    return _WORD.findall(text)
+    return re.findall(word_pattern(family), text)
 
 
-def _reference(problem: Problem, parameter: Parameter) -> list[str]:
+def name_words(problem: Problem, parameter: Parameter) -> list[str]:
+    """Return the words of *owner's thing*."""
     owner, thing = problem.names(parameter)
-    return ["each", owner, "'s", thing]
+    return [f"{owner}'s {thing}"] if problem.family.pair_names else [owner, "'s", thing]
 
 
 def _right_hand_side(problem: Problem, formula: Formula) -> list[str]:
-    operands = [_reference(problem, operand) for operand in formula.operands]
+    operands = [["each", *name_words(problem, operand)] for operand in formula.operands]
     words: list[str] = []
     if formula.constant is not None:
         words.append(str(formula.constant))
@@ -127,9 +136,9 @@ def _right_hand_side(problem: Problem, formula: Formula) -> list[str]:
 
 def sentence_words(problem: Problem, parameter: Parameter) -> list[str]:
     """Return the words of the sentence about one instance parameter."""
-    owner, thing = problem.names(parameter)
     formula = problem.formulas[parameter]
-    return ["The number of each", owner, "'s", thing, "equals", *_right_hand_side(problem, formula), "."]
+    name = name_words(problem, parameter)
+    return ["The number of each", *name, "equals", *_right_hand_side(problem, formula), "."]
 
 
 def statement_words(problem: Problem) -> list[str]:
@@ -171,12 +180,9 @@ def _calculation_words(calculation: Calculation) -> list[Word]:
 def step_words(problem: Problem, step: Step) -> list[Word]:
     """Return the words of a step: `Define X as p; ...; so p = ...`, with its full stop."""
     own = step.calculations[-1].letter
-    owner, thing = problem.names(step.parameter)
     words = [
         Word("Define", Kind.DEFINE),
-        Word(owner, Kind.NAME),
-        Word("'s", Kind.SYNTAX),
-        Word(thing, Kind.NAME),
+        *(Word(text, Kind.SYNTAX if text == "'s" else Kind.NAME) for text in name_words(problem, step.parameter)),
         Word("as", Kind.AS),
         Word(own, Kind.NEW_LETTER),
     ]
@@ -191,9 +197,8 @@ def step_words(problem: Problem, step: Step) -> list[Word]:
 
 def mistake_words(problem: Problem, mistake: Mistake) -> list[Word]:
     """Return the words of a mistake that is taken back: `Define X as [BACK]`, with its full stop."""
-    owner, thing = problem.names(mistake.parameter)
     return [
-        *(Word(text, Kind.MISTAKE) for text in ("Define", owner, "'s", thing)),
+        *(Word(text, Kind.MISTAKE) for text in ("Define", *name_words(problem, mistake.parameter))),
         Word("as", Kind.MISTAKE_AS),
         Word(BACK, Kind.BACK),
         Word(".", Kind.SYNTAX),

@@ -50,7 +50,7 @@ class PretrainConfig(BaseModel):
     """Weight of the mean loss on problems, beside that on solutions; 0 for none."""
     architecture: Architecture = Architecture()
     training: TrainingConfig = TrainingConfig(
-        tokens=16_384_000,
+        tokens=17_203_200,
         batch_windows=16,
         lr=3e-3,
         optimizer="muon",

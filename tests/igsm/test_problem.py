@@ -129,13 +129,15 @@ def test_problems_have_unnecessary_parameters_shuffled_sentences_and_every_form(
     assert set(forms) == {(True, "", "")} | {(bool(c), c, o) for c in ("", "+", "*") for o in ("", "+", "-")}
 
 
-def test_op_is_drawn_uniformly() -> None:
-    settings = StreamSettings(family=NANO)
+@pytest.mark.parametrize("ratio", [1.0, NANO.op_ratio])
+def test_op_is_drawn_by_the_familys_law(ratio: float) -> None:
+    settings = StreamSettings(family=NANO.model_copy(update={"op_ratio": ratio}))
     drawn = Counter(draw_document(settings, index).problem.op for index in range(1_600))
-    expected = 1_600 / NANO.op_max
-    assert set(drawn) == set(range(1, NANO.op_max + 1))
-    chi_square = sum((count - expected) ** 2 / expected for count in drawn.values())
-    assert chi_square < 16.27  # 99.9 % quantile with 3 degrees of freedom
+    weights = {op: ratio**op for op in range(1, NANO.op_max + 1)}
+    expected = {op: 1_600 * weight / sum(weights.values()) for op, weight in weights.items()}
+    assert set(drawn) == set(expected)
+    chi_square = sum((drawn[op] - count) ** 2 / count for op, count in expected.items())
+    assert chi_square < 18.47  # 99.9 % quantile with 4 degrees of freedom
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())

@@ -1,0 +1,43 @@
+"""The precision that a machine computes fastest in: measured once, then kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from peft_study.training import machine
+from peft_study.training.config import TrainingConfig
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU nothing is measured")
+
+
+@pytest.mark.parametrize(("speedup", "precision"), [(1.4, "bf16"), (0.7, "fp32")])
+def test_the_faster_precision_is_taken_and_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, speedup: float, precision: str
+) -> None:
+    monkeypatch.setattr(machine, "bf16_speedup", lambda: speedup)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    sweep = tmp_path / "sweep"
+    assert machine.settled(TrainingConfig(), sweep).precision == precision
+    # A later trial of the sweep computes as the first, even where it would measure otherwise.
+    monkeypatch.setattr(machine, "bf16_speedup", lambda: 1 / speedup)
+    assert machine.settled(TrainingConfig(), sweep).precision == precision
+    assert [path.name for path in sweep.iterdir()] == ["kernels.json"]
+
+
+def test_a_processor_without_bf16_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "bf16_speedup", lambda: pytest.fail("measured"))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert machine.settled(TrainingConfig(), tmp_path).precision == "fp32"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_asked_for_is_taken(tmp_path: Path, precision: str) -> None:
+    config = TrainingConfig.model_validate({"precision": precision})
+    assert machine.settled(config, tmp_path) == config
+    assert not list(tmp_path.iterdir())
+
+
+def test_bf16_speedup_is_a_ratio() -> None:
+    """Far slower or faster than any processor would mean that the two were not timed alike."""
+    assert 0.001 < machine.bf16_speedup(rounds=2) < 1000
