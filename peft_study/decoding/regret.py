@@ -5,7 +5,6 @@ the previous sentence and chooses again, sampling up to the next `as`. What a mo
 its wrong choices could be worth at most.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +14,6 @@ from transformers import Qwen3ForCausalLM
 
 from peft_study.decoding.engine import Decoder
 from peft_study.igsm.parse import Reference, parse_problem
-from peft_study.igsm.text import BACK, join
 from peft_study.igsm.verify import ProblemFacts, parents_of
 from peft_study.rng import derive_seed
 
@@ -38,15 +36,11 @@ class _Row:
         return reference not in self.known and any(parents_of(e) <= self.known for _, e in candidates)
 
 
-_DEFINITION = re.compile(r" Define (.+)'s (.+) as")
-
-
 def _reference(sentence: list[str]) -> Reference | None:
-    """Return what a sentence `Define X's Y as ...` defines; None where it is another or has not come to its `as`."""
-    if "as" not in sentence:
+    """Return what `Define X's Y as` defines, None for any other sentence."""
+    if len(sentence) != 5 or sentence[0] != "Define" or sentence[4] != "as":
         return None
-    found = _DEFINITION.fullmatch(join(sentence[: sentence.index("as") + 1]))
-    return (found[1], found[2]) if found else None
+    return sentence[1], sentence[3]
 
 
 def generate_with_regret(
@@ -97,7 +91,7 @@ def generate_with_regret(
 def _look_back(row: _Row, decoder: Decoder, at: int, max_retries: int) -> None:
     """Go back to the sentence's start if its choice is wrong; note a sentence that is done."""
     reference = _reference(row.sentence)
-    if reference is not None and row.sentence[-1] == "as":
+    if reference is not None:
         row.sampling = False
         if not row.computable(reference) and row.retries < max_retries:
             length, generated, logits = row.start
@@ -108,7 +102,7 @@ def _look_back(row: _Row, decoder: Decoder, at: int, max_retries: int) -> None:
             row.retries += 1
             row.sampling = True
     elif row.sentence[-1:] == ["."]:
-        if reference is not None and BACK not in row.sentence:
-            row.known.add(reference)
+        if (done := _reference(row.sentence[:5])) and "[BACK]" not in row.sentence:
+            row.known.add(done)
         row.sentence = []
         row.start = (int(decoder.lengths[at]), len(row.tokens), decoder.logits[at].clone())

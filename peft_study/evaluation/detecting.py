@@ -15,7 +15,7 @@ from peft_study.evaluation.problems import Attempt, prompt_ids
 from peft_study.igsm.families import Order
 from peft_study.igsm.solution import state_after
 from peft_study.igsm.stream import Document, StreamSettings, document_tokens
-from peft_study.igsm.text import BACK, END, Word, name_words, step_words
+from peft_study.igsm.text import BACK, END, Word, step_words
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.igsm.verify import Verdict
 from peft_study.models.learner import Learner
@@ -114,8 +114,9 @@ def pair_points(documents: Sequence[Document], order: Order, seed: int) -> Point
         words: list[Word] = []
         for step in document.solution.steps[:num_steps]:
             words += step_words(problem, step)
+        owner, thing = problem.names(parameter)
         sequence = prompt_ids(document, order) + [ids[word.text] for word in words]
-        sequence += [ids[text] for text in ("Define", *name_words(problem, parameter), "as")]
+        sequence += [ids[text] for text in ("Define", owner, "'s", thing, "as")]
         rows.append((sequence, [(len(sequence) - 1, int(parameter not in state.can_next), False)], index))
     return _points(rows)
 

@@ -31,14 +31,8 @@ class FamilySettings(BaseModel):
     """How many of the four chains of categories are in use."""
     subcategories: int = Field(ge=1, le=5)
     """How many of the five sub-categories of item names are in use."""
-    pair_names: bool
-    """Whether the tokenizer takes each *owner's thing* for one word. To match two words at once is what small models
-    are slowest to learn (LOG.md), and no part of the question."""
     letter_pool: int = Field(ge=1, le=52)
-    """How many letters there are, at least one per operation."""
-    letter_order: Literal["random", "cyclic"]
-    """How a solution takes its letters: `random`, drawn without replacement as in the paper; `cyclic`, one after
-    another from a random start. Small models learn not to take a letter twice far later than all else (LOG.md)."""
+    """How many letters there are; each problem uses a random subset, at least one per operation."""
     max_tokens: int = Field(ge=64)
     """Length of a training window, at least that of the longest out-of-distribution problem, in tokens."""
 
@@ -54,9 +48,8 @@ NANO = FamilySettings(
     sizes=(2, 3),
     chains=1,
     subcategories=1,
-    pair_names=True,
-    letter_pool=12,
-    letter_order="cyclic",
+    # Few, so that taking one twice is soon unlearned.
+    letter_pool=8,
     max_tokens=256,
 )
 

@@ -11,7 +11,6 @@ from random import Random
 from typing import NamedTuple
 
 from peft_study.errors import DataError
-from peft_study.igsm.families import FamilySettings
 from peft_study.igsm.problem import Formula, Parameter, Problem
 from peft_study.igsm.vocabulary import LETTERS
 
@@ -96,17 +95,8 @@ def plan_operations(
     return plan
 
 
-def _draw_letters(rng: Random, family: FamilySettings, num: int) -> list[str]:
-    """Return `num` letters in the order in which a solution of `family` takes them."""
-    pool = LETTERS[: family.letter_pool]
-    if family.letter_order == "random":
-        return rng.sample(pool, num)
-    start = rng.randrange(len(pool))
-    return [pool[(start + i) % len(pool)] for i in range(num)]
-
-
 def solve(problem: Problem, rng: Random) -> Solution:
-    """Return the clean solution of `problem`; letters are drawn from `rng`, none of them twice."""
+    """Return the clean solution of `problem`; letters are drawn from `rng`, without replacement."""
     family = problem.family
     if problem.op > family.letter_pool:
         raise DataError(
@@ -114,7 +104,7 @@ def solve(problem: Problem, rng: Random) -> Solution:
             f"{problem.op}; set letter_pool to at least {problem.op}"
         )
 
-    letters = iter(_draw_letters(rng, family, problem.op))
+    letters = iter(rng.sample(LETTERS[: family.letter_pool], problem.op))
     bound: dict[Parameter, Operand] = {}
     steps: list[Step] = []
     for parameter in problem.order:

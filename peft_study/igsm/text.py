@@ -1,6 +1,6 @@
 """Words and text: problems and solutions rendered, and the same text split back into words.
 
-A *word* is what the word-level tokenizer gives one id: a name or two, a letter, a number, a sign, or a fixed phrase of
+A *word* is what the word-level tokenizer gives one id: a name, a letter, a number, a sign, or a fixed phrase of
 the grammar. Each word of a document carries its *kind*, from which skills make their targets and masks.
 """
 
@@ -8,7 +8,6 @@ import re
 from enum import IntEnum
 from typing import NamedTuple
 
-from peft_study.igsm.families import FamilySettings
 from peft_study.igsm.mistakes import Mistake
 from peft_study.igsm.problem import Formula, Parameter, Problem
 from peft_study.igsm.solution import Calculation, Operand, Solution, Step
@@ -36,21 +35,17 @@ PHRASES = (
 )
 LEANING_SIGNS = ("'s", ".", ";", ",", "?")
 SIGNS = (*LEANING_SIGNS, "=", "+", "-", "*")
-_NAME = r"[A-Za-z][A-Za-z0-9-]*"
-
-
-def word_pattern(family: FamilySettings) -> str:
-    """Return the regular expression of a word of `family`."""
-    alternatives = (
-        *([rf"{_NAME}'s {_NAME}"] if family.pair_names else []),
+WORD_PATTERN = "|".join(
+    (
         r"\[[A-Z]+\]",
         *(rf"{phrase}\b" for phrase in PHRASES),
         r"'s",
-        _NAME,
+        r"[A-Za-z][A-Za-z0-9-]*",
         r"\d+",
         r"[.;,?=+\-*]",
     )
-    return "|".join(alternatives)
+)
+_WORD = re.compile(WORD_PATTERN)
 
 
 class Kind(IntEnum):
@@ -100,26 +95,22 @@ def join(words: list[str]) -> str:
     return "".join(word if word in LEANING_SIGNS else " " + word for word in words)
 
 
-def split(text: str, family: FamilySettings) -> list[str]:
+def split(text: str) -> list[str]:
     """Return the words of `text`, the inverse of `join`; characters outside the grammar are dropped.
 
-    >>> from peft_study.igsm.families import NANO
-    >>> split(" Define Ashkeep's Cellar as p;", NANO)
-    ['Define', "Ashkeep's Cellar", 'as', 'p', ';']
-    >>> split(" Define Ashkeep's Cellar as p;", NANO.model_copy(update={"pair_names": False}))
+    >>> split(join(["Define", "Ashkeep", "'s", "Cellar", "as", "p", ";"]))
     ['Define', 'Ashkeep', "'s", 'Cellar', 'as', 'p', ';']
     """
-    return re.findall(word_pattern(family), text)
+    return _WORD.findall(text)
 
 
-def name_words(problem: Problem, parameter: Parameter) -> list[str]:
-    """Return the words of *owner's thing*."""
+def _reference(problem: Problem, parameter: Parameter) -> list[str]:
     owner, thing = problem.names(parameter)
-    return [f"{owner}'s {thing}"] if problem.family.pair_names else [owner, "'s", thing]
+    return ["each", owner, "'s", thing]
 
 
 def _right_hand_side(problem: Problem, formula: Formula) -> list[str]:
-    operands = [["each", *name_words(problem, operand)] for operand in formula.operands]
+    operands = [_reference(problem, operand) for operand in formula.operands]
     words: list[str] = []
     if formula.constant is not None:
         words.append(str(formula.constant))
@@ -136,9 +127,9 @@ def _right_hand_side(problem: Problem, formula: Formula) -> list[str]:
 
 def sentence_words(problem: Problem, parameter: Parameter) -> list[str]:
     """Return the words of the sentence about one instance parameter."""
+    owner, thing = problem.names(parameter)
     formula = problem.formulas[parameter]
-    name = name_words(problem, parameter)
-    return ["The number of each", *name, "equals", *_right_hand_side(problem, formula), "."]
+    return ["The number of each", owner, "'s", thing, "equals", *_right_hand_side(problem, formula), "."]
 
 
 def statement_words(problem: Problem) -> list[str]:
@@ -180,9 +171,12 @@ def _calculation_words(calculation: Calculation) -> list[Word]:
 def step_words(problem: Problem, step: Step) -> list[Word]:
     """Return the words of a step: `Define X as p; ...; so p = ...`, with its full stop."""
     own = step.calculations[-1].letter
+    owner, thing = problem.names(step.parameter)
     words = [
         Word("Define", Kind.DEFINE),
-        *(Word(text, Kind.SYNTAX if text == "'s" else Kind.NAME) for text in name_words(problem, step.parameter)),
+        Word(owner, Kind.NAME),
+        Word("'s", Kind.SYNTAX),
+        Word(thing, Kind.NAME),
         Word("as", Kind.AS),
         Word(own, Kind.NEW_LETTER),
     ]
@@ -197,8 +191,9 @@ def step_words(problem: Problem, step: Step) -> list[Word]:
 
 def mistake_words(problem: Problem, mistake: Mistake) -> list[Word]:
     """Return the words of a mistake that is taken back: `Define X as [BACK]`, with its full stop."""
+    owner, thing = problem.names(mistake.parameter)
     return [
-        *(Word(text, Kind.MISTAKE) for text in ("Define", *name_words(problem, mistake.parameter))),
+        *(Word(text, Kind.MISTAKE) for text in ("Define", owner, "'s", thing)),
         Word("as", Kind.MISTAKE_AS),
         Word(BACK, Kind.BACK),
         Word(".", Kind.SYNTAX),

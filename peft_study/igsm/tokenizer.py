@@ -6,28 +6,27 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from peft_study.igsm.families import FamilySettings
-from peft_study.igsm.text import END, LEANING_SIGNS, PAD, PHRASES, SIGNS, SPECIAL_WORDS, word_pattern
-from peft_study.igsm.vocabulary import LETTERS, all_names, all_pairs
+from peft_study.igsm.text import END, LEANING_SIGNS, PAD, PHRASES, SIGNS, SPECIAL_WORDS, WORD_PATTERN
+from peft_study.igsm.vocabulary import LETTERS, all_names
 
 
 @cache
-def _word_ids(modulus: int, letter_pool: int, chains: int, subcategories: int, pair_names: bool) -> dict[str, int]:
+def _word_ids(modulus: int, letter_pool: int, chains: int, subcategories: int) -> dict[str, int]:
     numbers = [str(number) for number in range(modulus)]
-    names = all_names(chains, subcategories) + (all_pairs(chains, subcategories) if pair_names else [])
-    words = [*SPECIAL_WORDS, *PHRASES, *SIGNS, *numbers, *LETTERS[:letter_pool], *names]
+    words = [*SPECIAL_WORDS, *PHRASES, *SIGNS, *numbers, *LETTERS[:letter_pool], *all_names(chains, subcategories)]
     return {word: i for i, word in enumerate(words)}
 
 
 def word_ids(family: FamilySettings) -> dict[str, int]:
     """Return the id of every word of `family`: special words, grammar, numbers, letters, names. Do not change it."""
-    return _word_ids(family.modulus, family.letter_pool, family.chains, family.subcategories, family.pair_names)
+    return _word_ids(family.modulus, family.letter_pool, family.chains, family.subcategories)
 
 
 def build_tokenizer(family: FamilySettings) -> PreTrainedTokenizerFast:
     """Return the tokenizer of `family`, to be saved beside a checkpoint."""
     # A word outside the vocabulary has no honest id; [PAD] is the one that no solution can contain.
     tokenizer = Tokenizer(models.WordLevel(dict(word_ids(family)), unk_token=PAD))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(word_pattern(family)), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="removed", invert=True)
     # Text is words with a space before each, but for the signs that lean on the word before (`text.join`).
     lean = [decoders.Replace(" " + sign, sign) for sign in LEANING_SIGNS]
     tokenizer.decoder = decoders.Sequence([decoders.Replace(Regex("^"), " "), decoders.Fuse(), *lean])

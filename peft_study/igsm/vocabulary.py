@@ -191,17 +191,6 @@ def all_names(chains: int = 4, subcategories: int = 5) -> list[str]:
     return names
 
 
-def all_pairs(chains: int = 4, subcategories: int = 5) -> list[str]:
-    """Return every *owner's thing* of the same names, in a fixed order: an item of the next category, or a category."""
-    pairs: list[str] = []
-    for chain in CHAINS[:chains]:
-        items = [[item for row in c.subcategories[:subcategories] for item in row] for c in chain.categories]
-        for layer, owners in enumerate(items[:-1]):
-            things = [*items[layer + 1], *(category.name for category in chain.categories[layer + 1 :])]
-            pairs += [f"{owner}'s {thing}" for owner in owners for thing in things]
-    return pairs
-
-
 CATEGORY_OF: dict[str, str] = {
     item: category.name
     for chain in CHAINS

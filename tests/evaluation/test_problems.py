@@ -21,7 +21,7 @@ SECOND = "Define Elvaria's Eaglecrag as d; so d = 4 * k = 4 * 3 = 2. "
 def read(hand_document: Document) -> Callable[[str], Attempt]:
     """Return a function that reads a text as what a model has generated for the document made by hand."""
     ids = word_ids(NANO)
-    return lambda text: read_attempt([ids[word] for word in split(text, NANO)], hand_document, "pq")
+    return lambda text: read_attempt([ids[word] for word in split(text)], hand_document, "pq")
 
 
 def test_clean_tokens_are_right(read: Callable[[str], Attempt]) -> None:

@@ -39,7 +39,7 @@ def tokens(hand_document: Document) -> Tokens:
 @pytest.mark.parametrize(("mask", "expected"), [(False, SOLUTION), (True, MASKED)])
 def test_correction_has_loss_on_the_solution(words: list[str], tokens: Tokens, mask: bool, expected: str) -> None:
     targets = correction_targets(tokens.kinds, mask=mask)
-    assert [word for word, target in zip(words, targets, strict=True) if target] == split(expected, NANO)
+    assert [word for word, target in zip(words, targets, strict=True) if target] == split(expected)
 
 
 def test_detection_is_asked_at_each_as(words: list[str], tokens: Tokens) -> None:
@@ -47,11 +47,7 @@ def test_detection_is_asked_at_each_as(words: list[str], tokens: Tokens) -> None
     places = [i for i, word in enumerate(words) if word == "as"]
     assert len(places) == 3
     assert labels[places].tolist() == [RIGHT, WRONG, RIGHT]
-    assert [words[i - 1] for i in places] == [
-        "Caldera's Highwall",
-        "Elvaria's Highwall",
-        "Elvaria's Eaglecrag",
-    ]
+    assert [words[i - 1] for i in places] == ["Highwall", "Highwall", "Eaglecrag"]
     assert np.flatnonzero(labels != NOT_A_DECISION).tolist() == places
 
 
