@@ -63,8 +63,8 @@ def hand_document() -> Document:
     [PROBLEM] The number of each Elvaria's Eaglecrag equals 4 times as much as each Caldera's Highwall. The
     number of each Caldera's Highwall equals 3. The number of each Elvaria's Highwall equals the difference
     of each Elvaria's Eaglecrag and each Caldera's Highwall. How many Eaglecrag does Elvaria have?
-    [SOLUTION] Define Caldera's Highwall as k; so k = 3. Define Elvaria's Highwall as [BACK]. Define
-    Elvaria's Eaglecrag as d; so d = 4 * k = 4 * 3 = 2. [ANSWER] 2 [END]
+    [SOLUTION] Define Caldera's Highwall as c; so c = 3. Define Elvaria's Highwall as [BACK]. Define
+    Elvaria's Eaglecrag as d; so d = 4 * c = 4 * 3 = 2. [ANSWER] 2 [END]
     """
     asked, given, unnecessary = (Parameter(False, 0, *place) for place in ((0, 0), (1, 1), (0, 1)))
     formulas = {
@@ -82,6 +82,6 @@ def hand_document() -> Document:
         parents={parameter: formula.operands for parameter, formula in formulas.items()},
         order=(given, asked),
     )
-    first = Step(given, (Calculation("k", Operand("", 3), "", None, 3),))
-    second = Step(asked, (Calculation("d", Operand("", 4), "*", Operand("k", 3), 2),))
+    first = Step(given, (Calculation("c", Operand("", 3), "", None, 3),))
+    second = Step(asked, (Calculation("d", Operand("", 4), "*", Operand("c", 3), 2),))
     return Document(problem, Solution((first, second), 2), [Mistake(1, unnecessary)])

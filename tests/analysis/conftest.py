@@ -54,13 +54,13 @@ def outcomes_of(arm: str, seed: int, n: int = PROBLEMS) -> Arrays:
     _, _, rate, distance = ARMS[arm]
     rng = np.random.default_rng(derive_seed(seed, arm))
     if arm.startswith(("detection", "probe")):
-        return detections("detect_injected_6", distance, rng, n) | detections("detect_pairs_6", distance, rng, n)
+        return detections("detect_injected_7", distance, rng, n) | detections("detect_pairs_7", distance, rng, n)
     difficulty = np.random.default_rng(0).random(n)
     correct = {
         f"correct_{name}": (0.5 * (difficulty + rng.random(n)) < rate + bonus).astype(np.uint8)
-        for name, bonus in {"id_4": 0.25, "ood_5": 0.1, "ood_6": 0.0}.items()
+        for name, bonus in {"id_5": 0.25, "ood_6": 0.1, "ood_7": 0.0}.items()
     }
-    return correct | detections("free_injected_6", distance, rng, n)
+    return correct | detections("free_injected_7", distance, rng, n)
 
 
 def make_trial(arm: str, seed: int, *, status: Status = Status.FINISHED, outcomes: Arrays | None = None) -> TrialRecord:
@@ -88,7 +88,7 @@ def make_trial(arm: str, seed: int, *, status: Status = Status.FINISHED, outcome
         "peak_memory_mib": 900.5,
         "converged": True,
         "measures": measures,
-        "departures": {"ood_6": {"not computable": 40 + seed, "lookup": 12}},
+        "departures": {"ood_7": {"not computable": 40 + seed, "lookup": 12}},
     }
     finished = status is Status.FINISHED
     arrays = (outcomes_of(arm, seed) if outcomes is None else outcomes) if finished else {}

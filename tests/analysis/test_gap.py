@@ -14,7 +14,7 @@ def solves(share: float, *, seed: int = 0, n: int = N) -> Sample:
     """Return the sample of a trial that solves the easiest `share` of the problems, with a little luck."""
     rng = np.random.default_rng(seed)
     correct = (np.linspace(0, 1, n) + 0.05 * rng.normal(size=n) < share).astype(np.uint8)
-    sample = trial_sample({"correct_ood_6": correct}, Key("accuracy", "ood", 6), n=n, seed=0)
+    sample = trial_sample({"correct_ood_7": correct}, Key("accuracy", "ood", 7), n=n, seed=0)
     assert sample is not None
     return sample
 

@@ -8,11 +8,11 @@ import pytest
 from analysis.stats import Key, Sample, TrialSample, keys_of, pool, trial_sample
 from peft_study.errors import DataError
 
-OOD = Key("accuracy", "ood", 6)
+OOD = Key("accuracy", "ood", 7)
 
 
 def sample_of(correct: list[int], seed: int = 0) -> Sample:
-    sample = trial_sample({"correct_ood_6": np.array(correct, dtype=np.uint8)}, OOD, n=len(correct), seed=seed)
+    sample = trial_sample({"correct_ood_7": np.array(correct, dtype=np.uint8)}, OOD, n=len(correct), seed=seed)
     assert sample is not None
     return sample
 
@@ -20,16 +20,16 @@ def sample_of(correct: list[int], seed: int = 0) -> Sample:
 def test_keys_name_what_can_be_pooled_and_the_mean_over_ops(made: SimpleNamespace) -> None:
     keys = keys_of(made.outcomes("correction-r1", 0))
     assert set(keys) == {
-        Key("accuracy", "id", 4),
-        Key("accuracy", "ood", 5),
+        Key("accuracy", "id", 5),
         Key("accuracy", "ood", 6),
+        Key("accuracy", "ood", 7),
         Key("accuracy", "ood", None),
-        Key("free_auroc", "injected", 6),
+        Key("free_auroc", "injected", 7),
     }
 
 
 def test_mean_over_ops_is_the_mean_of_the_ops() -> None:
-    outcomes = {"correct_ood_5": np.array([1, 1, 1, 0]), "correct_ood_6": np.array([1, 0, 0, 0])}
+    outcomes = {"correct_ood_6": np.array([1, 1, 1, 0]), "correct_ood_7": np.array([1, 0, 0, 0])}
     sample = trial_sample(outcomes, Key("accuracy", "ood", None), n=4, seed=0)
     assert sample is not None
     assert sample.value == 0.5

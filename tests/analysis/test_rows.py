@@ -40,8 +40,8 @@ def test_a_missing_trial_is_one_row(made: SimpleNamespace) -> None:
 
 
 def test_arm_rows_pool_the_trials(sweep: SweepRecord, frame: pd.DataFrame) -> None:
-    outcomes = [record.outcomes["correct_ood_6"] for record in sweep.trials if record.arm == "correction-r4"]
-    (row,) = rows_with(arm_rows(frame), trial="correction-r4", metric="accuracy", set="ood", op=6)
+    outcomes = [record.outcomes["correct_ood_7"] for record in sweep.trials if record.arm == "correction-r4"]
+    (row,) = rows_with(arm_rows(frame), trial="correction-r4", metric="accuracy", set="ood", op=7)
     assert row["value"] == pytest.approx(sum(one.mean() for one in outcomes) / 2)
     assert row["low"] < row["value"] < row["high"]
     assert (row["seed"], row["base_seed"], row["n"], row["split"]) == (None, 0, 128, "test")
@@ -50,7 +50,7 @@ def test_arm_rows_pool_the_trials(sweep: SweepRecord, frame: pd.DataFrame) -> No
 
 def test_gap_closed_is_between_the_references(frame: pd.DataFrame) -> None:
     def pooled(arm: str, metric: str, set_name: str) -> float:
-        (row,) = rows_with(arm_rows(frame), trial=arm, metric=metric, set=set_name, op=6)
+        (row,) = rows_with(arm_rows(frame), trial=arm, metric=metric, set=set_name, op=7)
         return row["value"]
 
     for arm, lower, metric, best, set_name in (
@@ -60,7 +60,7 @@ def test_gap_closed_is_between_the_references(frame: pd.DataFrame) -> None:
         (row,) = rows_with(arm_rows(frame), trial=arm, metric="gap_closed")
         low, high = pooled(lower, metric, set_name), pooled("upper", best, set_name)
         assert row["value"] == pytest.approx((pooled(arm, metric, set_name) - low) / (high - low))
-        assert (row["set"], row["op"]) == (set_name, 6)
+        assert (row["set"], row["op"]) == (set_name, 7)
 
 
 def test_references_have_no_gap_closed_and_few_seeds_are_said(frame: pd.DataFrame) -> None:

@@ -83,7 +83,7 @@ def test_batches_do_not_change_outputs(model: Qwen3ForCausalLM, batch_size: int,
 
 def test_length_limit_counts_prompt_and_output(model: Qwen3ForCausalLM) -> None:
     asked = prompts([LIMIT - 1, LIMIT - 2, 4])
-    outputs = generate(model, asked, end_id=END, max_length=LIMIT)
+    outputs = generate(model, asked, end_id=-1, max_length=LIMIT)
     assert [len(output) for output in outputs] == [1, 2, LIMIT - 4]
     assert generate(model, [], end_id=END, max_length=LIMIT) == []
 

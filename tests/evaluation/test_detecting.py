@@ -27,10 +27,10 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 
 WORDS = list(word_ids(NANO))
-FIRST = "Define Caldera's Highwall as k; so k = 3. "
-SECOND = "Define Elvaria's Eaglecrag as d; so d = 4 * k = 4 * 3 = 2. "
-THIRD = "Define Elvaria's Highwall as e; so e = d - k = 2 - 3 = 4. "
-NOT_YET = "Define Elvaria's Highwall as e; so e = k = 3. "
+FIRST = "Define Caldera's Highwall as c; so c = 3. "
+SECOND = "Define Elvaria's Eaglecrag as d; so d = 4 * c = 4 * 3 = 2. "
+THIRD = "Define Elvaria's Highwall as e; so e = d - c = 2 - 3 = 4. "
+NOT_YET = "Define Elvaria's Highwall as e; so e = c = 3. "
 TAKEN_BACK = "Define Elvaria's Highwall as [BACK]. "
 
 

@@ -12,9 +12,9 @@ from peft_study.igsm.tokenizer import word_ids
 from peft_study.igsm.verify import Verdict
 from peft_study.models.learner import Learner
 
-FIRST = "Define Caldera's Highwall as k; so k = 3. "
+FIRST = "Define Caldera's Highwall as c; so c = 3. "
 BACK = "Define Elvaria's Highwall as [BACK]. "
-SECOND = "Define Elvaria's Eaglecrag as d; so d = 4 * k = 4 * 3 = 2. "
+SECOND = "Define Elvaria's Eaglecrag as d; so d = 4 * c = 4 * 3 = 2. "
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from peft_study.skills.targets import (
 )
 
 SOLUTION = (
-    "Define Caldera's Highwall as k; so k = 3. Define Elvaria's Highwall as [BACK]. "
-    "Define Elvaria's Eaglecrag as d; so d = 4 * k = 4 * 3 = 2. [ANSWER] 2 [END]"
+    "Define Caldera's Highwall as c; so c = 3. Define Elvaria's Highwall as [BACK]. "
+    "Define Elvaria's Eaglecrag as d; so d = 4 * c = 4 * 3 = 2. [ANSWER] 2 [END]"
 )
 MASKED = (
-    "Define Caldera's Highwall as k; so k = 3. [BACK]. "
-    "Define Elvaria's Eaglecrag as d; so d = 4 * k = 4 * 3 = 2. [ANSWER] 2 [END]"
+    "Define Caldera's Highwall as c; so c = 3. [BACK]. "
+    "Define Elvaria's Eaglecrag as d; so d = 4 * c = 4 * 3 = 2. [ANSWER] 2 [END]"
 )
 
 
