@@ -48,8 +48,8 @@ def bf16_speedup(*, rounds: int = 15) -> float:
 
     Instructions for bf16 do not decide: without AMX they make one server processor faster and another slower (LOG.md).
     """
-    inputs, weights = torch.randn(4096, 144), torch.randn(352, 144)
-    outputs = torch.randn(4096, 352)
+    inputs, weights = torch.randn(4096, 128), torch.randn(320, 128)
+    outputs = torch.randn(4096, 320)
     best: dict[torch.dtype, float] = {}
     for _ in range(rounds):
         for dtype in (torch.float32, torch.bfloat16):
