@@ -27,8 +27,8 @@ def base_card(record: dict[str, Any]) -> str:
         f"# {config['family']} base, {config['base']}, seed {config['seed']}",
         "",
         f"Pretrained from scratch on iGSM `{config['family']}` (modulus {family['modulus']}, op <= {family['op_max']}, "
-        f"up to {family['ip_max']} instance parameters, {family['letter_pool']} letters), "
-        f"{data}; loss on solutions, and with weight {config['problem_weight']} on problems.",
+        f"up to {family['ip_max']} instance parameters, {family['letter_pool']} letters), {data}; "
+        f"loss on solutions, and with weight {config['problem_weight']} on problems.",
         "",
         f"    {command}",
         "",

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen3ForCausalLM
 
+from peft_study.decoding import engine
 from peft_study.decoding.engine import Decoder, generate
 from peft_study.igsm.families import NANO
 from peft_study.igsm.tokenizer import word_ids
@@ -86,6 +87,13 @@ def test_length_limit_counts_prompt_and_output(model: Qwen3ForCausalLM) -> None:
     outputs = generate(model, asked, end_id=-1, max_length=LIMIT)
     assert [len(output) for output in outputs] == [1, 2, LIMIT - 4]
     assert generate(model, [], end_id=END, max_length=LIMIT) == []
+
+
+def test_a_cache_that_grows_changes_nothing(model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prompts([4, 9, 6])
+    whole = generate(model, asked, end_id=-1, max_length=LIMIT)
+    monkeypatch.setattr(engine, "_ROOM", 3)
+    assert generate(model, asked, end_id=-1, max_length=LIMIT) == whole
 
 
 def test_choice_is_an_argument(model: Qwen3ForCausalLM) -> None:
