@@ -189,7 +189,7 @@ def _gap_row(
     roles = sweep.gap.get(skill)
     if roles is None or arm in roles.values():
         return None
-    op = family_named(first.config["data"]["family"]).ood_ops[-1]
+    op = family_named(first.config["data"]["family"]).headline_op
     own, best = (
         (Key("accuracy", "ood", op), Key("accuracy", "ood", op))
         if skill == "correction"

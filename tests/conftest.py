@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from peft_study.igsm.families import NANO
+from peft_study.igsm.families import NANO, FamilySettings
 from peft_study.igsm.mistakes import Mistake
 from peft_study.igsm.problem import Formula, Parameter, Problem
 from peft_study.igsm.solution import Calculation, Operand, Solution, Step
@@ -34,11 +34,19 @@ def tiny() -> Architecture:
 
 @pytest.fixture(scope="session")
 def make_document() -> Callable[..., Document]:
-    """Return a function that draws one nano document with `op` operations."""
+    """Return a function that draws one document with `op` operations."""
 
-    def make(op: int, *, rate: float = 0.0, seed: int = 0, index: int = 0, split: str = "train") -> Document:
+    def make(
+        op: int,
+        *,
+        rate: float = 0.0,
+        seed: int = 0,
+        index: int = 0,
+        split: str = "train",
+        family: FamilySettings = NANO,
+    ) -> Document:
         options = StreamSettings.model_validate(
-            {"family": NANO, "ops": (op,), "retry_rate": rate, "seed": seed, "split": split}
+            {"family": family, "ops": (op,), "retry_rate": rate, "seed": seed, "split": split}
         )
         return draw_document(options, index)
 

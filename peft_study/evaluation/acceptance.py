@@ -50,7 +50,7 @@ def measure_base(model: Qwen3ForCausalLM, family: FamilySettings, *, n: int = 10
     Values of `accuracy` are [value, low, high]; `perfect_detector_gain` likewise, paired over problems.
     """
     accuracy: dict[str, list[float]] = {}
-    headline = family.ood_ops[-1]
+    headline = family.headline_op
     report: dict[str, Any] = {"n": n, "split": "test", "accuracy": accuracy}
     for op in (*range(1, family.op_max + 1), *family.ood_ops):
         documents = draw_problems(family, op, n, split="test", seed=0)
@@ -66,7 +66,7 @@ def measure_base(model: Qwen3ForCausalLM, family: FamilySettings, *, n: int = 10
 
 def acceptance(report: dict[str, Any], family: FamilySettings) -> dict[str, Any]:
     """Return each condition of the rule with its figure and whether it holds; `accepted` is all of them."""
-    known, headline = report["accuracy"][str(family.op_max)], report["accuracy"][str(family.ood_ops[-1])]
+    known, headline = report["accuracy"][str(family.op_max)], report["accuracy"][str(family.headline_op)]
     wrong = {name: count for name, count in report["departures"].items() if name != Verdict.RIGHT.value}
     choices = sum(count for name, count in wrong.items() if name in CHOICES) / max(1, sum(wrong.values()))
     gain, gain_low, _ = report["perfect_detector_gain"]

@@ -71,7 +71,7 @@ class Evaluator:
         self.family = family_named(data.family)
         self.mistakes_rate = mistakes_rate
         """Rate of the mistakes in the `injected` set, whatever the training data has."""
-        self.headline = op or self.family.ood_ops[-1]
+        self.headline = op or self.family.headline_op
         """Operations of the problems that detection, and correction out of distribution, are measured on."""
         known = "id" if self.headline <= self.family.op_max else "ood"
         self.solved = {known: self.headline} if op else {"id": self.family.op_max, "ood": self.headline}

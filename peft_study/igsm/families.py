@@ -22,9 +22,15 @@ class FamilySettings(BaseModel):
     op_ratio: float = Field(gt=0, le=1)
     """How often a training problem has op + 1 operations, in relation to op; 1 makes all equally frequent."""
     ood_ops: tuple[int, ...]
-    """Operation counts of the out-of-distribution test sets; the last is the headline."""
+    """Operation counts of the out-of-distribution test sets."""
+    headline_op: int
+    """The one of them that skills are compared at."""
     ip_max: int = Field(ge=2)
     """Most instance parameters, that is edges of the structure graph."""
+    parents_max: int = Field(ge=2)
+    """Most things an instance parameter is computed from, a constant included (the paper: 4)."""
+    abstract_parents_max: int | None = Field(ge=2)
+    """Most things an abstract parameter is computed from; None for as many as its items make (the paper)."""
     sizes: tuple[int, ...]
     """Values that the number of layers [d] and the items per layer [w0, w1] are drawn from."""
     chains: int = Field(ge=1, le=4)
@@ -40,11 +46,15 @@ class FamilySettings(BaseModel):
 NANO = FamilySettings(
     name="nano",
     modulus=5,
-    op_max=5,
+    op_max=4,
     # Where many problems have the largest op, a model learns to come to the end there, and is lost beyond (LOG.md).
     op_ratio=0.7,
-    ood_ops=(6, 7),
+    ood_ops=(5, 6),
+    headline_op=6,
     ip_max=7,
+    # Two: every step is one operation. Steps of more are too rare at these op to be learned in minutes (LOG.md).
+    parents_max=2,
+    abstract_parents_max=2,
     sizes=(2, 3),
     chains=1,
     subcategories=1,

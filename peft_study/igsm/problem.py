@@ -71,26 +71,26 @@ class Problem:
         return owner, self.items[parameter.layer + 1][parameter.target]
 
 
-def abstract_parents(children: list[list[list[int]]], parameter: Parameter) -> tuple[Parameter, ...] | None:
+def abstract_parents(
+    children: list[list[list[int]]], parameter: Parameter, most: int | None = None
+) -> tuple[Parameter, ...] | None:
     """Return what an abstract parameter is computed from, or None where it does not exist.
 
     Level 1 (its category is the next layer): the sum of its instance parameters. Above: the sum over the items
-    it holds of instance parameter times the item's own abstract parameter, listed pair by pair.
+    it holds of instance parameter times the item's own abstract parameter, listed pair by pair. With `most`, those
+    computed from more do not exist.
     """
     _, layer, item, target = parameter
     held = children[layer][item]
     if not held:
         return None
-    instances = [Parameter(False, layer, item, k) for k in held]
-    if target == layer + 1:
-        return tuple(instances)
-    pairs: list[Parameter] = []
-    for instance in instances:
-        below = Parameter(True, layer + 1, instance.target, target)
-        if abstract_parents(children, below) is None:
+    parents = [Parameter(False, layer, item, k) for k in held]
+    if target > layer + 1:
+        below = [Parameter(True, layer + 1, k, target) for k in held]
+        if any(abstract_parents(children, abstract, most) is None for abstract in below):
             return None
-        pairs += (instance, below)
-    return tuple(pairs)
+        parents = [parent for pair in zip(parents, below, strict=True) for parent in pair]
+    return None if most and len(parents) > most else tuple(parents)
 
 
 def num_ops(num_parents: int) -> int:
@@ -120,18 +120,15 @@ class _Builder:
         ]
         self.all_abstract = [
             parameter
-            for level in range(2, shape.d)
+            for level in range(1, shape.d)
             for i in range(shape.d - level)
             for j in range(len(self.children[i]))
-            if abstract_parents(self.children, parameter := Parameter(True, i, j, i + level)) is not None
+            if self.abstract_parents(parameter := Parameter(True, i, j, i + level)) is not None
         ]
-        level_one = [
-            Parameter(True, i, j, i + 1)
-            for i, layer in enumerate(self.children)
-            for j, held in enumerate(layer)
-            if held
-        ]
-        self.all_abstract = level_one + self.all_abstract
+
+    def abstract_parents(self, parameter: Parameter) -> tuple[Parameter, ...] | None:
+        """Return what an abstract parameter is computed from, or None where it does not exist in this family."""
+        return abstract_parents(self.children, parameter, self.family.abstract_parents_max)
 
     def closure(self, parameter: Parameter) -> dict[Parameter, tuple[Parameter, ...]]:
         """Return what comes into use with `parameter`: itself and all it needs that is not in use yet."""
@@ -141,7 +138,7 @@ class _Builder:
             current = stack.pop()
             if current in self.parents or current in found:
                 continue
-            found[current] = (abstract_parents(self.children, current) or ()) if current.abstract else ()
+            found[current] = (self.abstract_parents(current) or ()) if current.abstract else ()
             stack.extend(found[current])
         return found
 
@@ -209,8 +206,8 @@ class _Builder:
 
     def add_operands(self, order: list[Parameter], num_ops_least: int) -> None:
         """Give instance parameters their operands, so that the solution takes `shape.s` operations (Algorithm 4)."""
-        rng = self.rng
-        room = {node: max(min(i + 1, 4) - 2, 0) for i, node in enumerate(order) if not node.abstract}
+        rng, most = self.rng, self.family.parents_max
+        room = {node: max(min(i + 1, most) - 2, 0) for i, node in enumerate(order) if not node.abstract}
         extra = dict.fromkeys(room, 0)
         for _ in range(self.shape.s - num_ops_least):
             roomy = [node for node in room if extra[node] < room[node]]
@@ -221,7 +218,7 @@ class _Builder:
             if node.abstract:
                 continue
             degree = extra[node] + 2 if extra[node] else rng.randint(1, 2)
-            degree = min(degree, i + 1, 4)
+            degree = min(degree, i + 1, most)
             kept = self.parents[node]
             if degree == i + 1:
                 self.set_parents(node, tuple(order[:i]), constant=True)
@@ -250,7 +247,7 @@ class _Builder:
             alone = rng.random() < 0.5
             pool = list(independent) if alone else [*self.parents, *self.newly_computable()]
             degree = 1
-            while degree < min(len(pool) + 1, 4) and rng.random() < 0.5:
+            while degree < min(len(pool) + 1, self.family.parents_max) and rng.random() < 0.5:
                 degree += 1
             constant = degree == len(pool) + 1 or rng.random() < 0.5
             operands = rng.sample(pool, degree - constant)

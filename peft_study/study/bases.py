@@ -37,7 +37,7 @@ def make_base(config: PretrainConfig, runs: Path, *, on_point: Callable[[Point],
     work = runs / "pretrain" / target.name
     checks = {
         op: draw_problems(family, op, GENERATED, split="validation", seed=0)
-        for op in (family.op_max, family.ood_ops[-1])
+        for op in (family.op_max, family.headline_op)
     }
 
     def generation_accuracy(learner: Learner) -> dict[str, float]:

@@ -52,7 +52,7 @@ def base_card(record: dict[str, Any]) -> str:
     for op, (value, low, high) in measured["accuracy"].items():
         known = "" if int(op) <= family["op_max"] else " (out of distribution)"
         lines.append(f"| {op}{known} | {_percent(value)} | {_percent(low)} | {_percent(high)} |")
-    headline = family["ood_ops"][-1]
+    headline = family["headline_op"]
     gain, low, high = measured["perfect_detector_gain"]
     lines += [
         "",

@@ -58,7 +58,7 @@ class PretrainConfig(BaseModel):
         warmup_share=0.01,
         cooldown_share=0.98,
         compile=True,
-        points=80,
+        points=40,
         checkpoint_seconds=60,
     )
 

@@ -12,6 +12,7 @@ import pytest
 from analysis.rows import SweepRecord, TrialRecord, rows_of
 from analysis.stats import Arrays
 from analysis.table import to_frame
+from peft_study.igsm.families import NANO
 from peft_study.records import Status
 from peft_study.rng import derive_seed
 from peft_study.study.config import build_config, config_hash
@@ -19,6 +20,8 @@ from peft_study.study.plan import Sweep
 from peft_study.study.tracking import Tracker
 
 PROBLEMS = 128
+KNOWN, HEADLINE = NANO.op_max, NANO.headline_op
+[OTHER] = set(NANO.ood_ops) - {HEADLINE}
 GAP = {"correction": {"lower": "control", "upper": "upper"}, "detection": {"lower": "probe", "upper": "upper"}}
 ARMS: dict[str, tuple[dict[str, Any], int, float, float]] = {
     # arm: overrides, trainable parameters, rate of right solutions, distance of wrong from right scores
@@ -54,13 +57,15 @@ def outcomes_of(arm: str, seed: int, n: int = PROBLEMS) -> Arrays:
     _, _, rate, distance = ARMS[arm]
     rng = np.random.default_rng(derive_seed(seed, arm))
     if arm.startswith(("detection", "probe")):
-        return detections("detect_injected_7", distance, rng, n) | detections("detect_pairs_7", distance, rng, n)
+        return detections(f"detect_injected_{HEADLINE}", distance, rng, n) | detections(
+            f"detect_pairs_{HEADLINE}", distance, rng, n
+        )
     difficulty = np.random.default_rng(0).random(n)
     correct = {
         f"correct_{name}": (0.5 * (difficulty + rng.random(n)) < rate + bonus).astype(np.uint8)
-        for name, bonus in {"id_5": 0.25, "ood_6": 0.1, "ood_7": 0.0}.items()
+        for name, bonus in {f"id_{KNOWN}": 0.25, f"ood_{OTHER}": 0.1, f"ood_{HEADLINE}": 0.0}.items()
     }
-    return correct | detections("free_injected_7", distance, rng, n)
+    return correct | detections(f"free_injected_{HEADLINE}", distance, rng, n)
 
 
 def make_trial(arm: str, seed: int, *, status: Status = Status.FINISHED, outcomes: Arrays | None = None) -> TrialRecord:
@@ -88,7 +93,7 @@ def make_trial(arm: str, seed: int, *, status: Status = Status.FINISHED, outcome
         "peak_memory_mib": 900.5,
         "converged": True,
         "measures": measures,
-        "departures": {"ood_7": {"not computable": 40 + seed, "lookup": 12}},
+        "departures": {f"ood_{HEADLINE}": {"not computable": 40 + seed, "lookup": 12}},
     }
     finished = status is Status.FINISHED
     arrays = (outcomes_of(arm, seed) if outcomes is None else outcomes) if finished else {}

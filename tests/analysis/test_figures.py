@@ -11,11 +11,14 @@ from analysis.figures import headline, learning_rate
 from analysis.rows import rows_of
 from analysis.style import SKILL_COLOURS, render, spread
 from analysis.table import arm_rows, to_frame, to_rows, write_results
+from peft_study.igsm.families import NANO
 from peft_study.study.config import build_config
 from peft_study.study.tuned import TunedRates
 
+HEADLINE = NANO.headline_op
 
-def pooled(frame: pd.DataFrame, arm: str, metric: str, op: int | None = 7) -> tuple[float, float, float]:
+
+def pooled(frame: pd.DataFrame, arm: str, metric: str, op: int | None = HEADLINE) -> tuple[float, float, float]:
     rows = [
         row
         for row in to_rows(arm_rows(frame))
@@ -55,7 +58,7 @@ def test_headline_gap_has_a_curve_a_skill(frame: pd.DataFrame) -> None:
     assert info.gap.curves[0].points[0].interval == pooled(frame, "correction-r1", "gap_closed")
     assert info.gap.curves[0].points[0].interval.value < info.gap.curves[0].points[2].interval.value
     assert info.no_gap == ()
-    assert info.ops == {"correction": 7, "detection": 7}
+    assert info.ops == {"correction": HEADLINE, "detection": HEADLINE}
     assert (info.counts.seeds, info.counts.bases, info.counts.problems) == ((1, 2), 1, 128)
     assert (info.counts.planned, info.counts.failed) == (24, 1)
 
@@ -132,7 +135,7 @@ def tuning(made: SimpleNamespace) -> pd.DataFrame:
                         "high": 1.0,
                         "n": 128,
                     }
-                    for op in (6, 7)
+                    for op in NANO.ood_ops
                 ]
                 record.result["measures"] += measures
                 trials.append(record._replace(arm=f"{arm}-lr-{lr}", trial=f"{arm}-lr-{lr}-s{seed}-b0-0123456789"))

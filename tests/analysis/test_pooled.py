@@ -7,6 +7,7 @@ import pytest
 
 from analysis.stats import Key, Sample, TrialSample, keys_of, pool, trial_sample
 from peft_study.errors import DataError
+from peft_study.igsm.families import NANO
 
 OOD = Key("accuracy", "ood", 7)
 
@@ -20,11 +21,10 @@ def sample_of(correct: list[int], seed: int = 0) -> Sample:
 def test_keys_name_what_can_be_pooled_and_the_mean_over_ops(made: SimpleNamespace) -> None:
     keys = keys_of(made.outcomes("correction-r1", 0))
     assert set(keys) == {
-        Key("accuracy", "id", 5),
-        Key("accuracy", "ood", 6),
-        Key("accuracy", "ood", 7),
+        Key("accuracy", "id", NANO.op_max),
+        *(Key("accuracy", "ood", op) for op in NANO.ood_ops),
         Key("accuracy", "ood", None),
-        Key("free_auroc", "injected", 7),
+        Key("free_auroc", "injected", NANO.headline_op),
     }
 
 

@@ -8,8 +8,11 @@ import pytest
 
 from analysis.rows import SweepRecord, config_columns, overrides_of, rows_of
 from analysis.table import arm_rows, to_frame, to_rows, trial_rows
+from peft_study.igsm.families import NANO
 from peft_study.records import COLUMNS, Status
 from peft_study.study.config import build_config, config_hash, overrides_layer
+
+HEADLINE = NANO.headline_op
 
 
 def rows_with(frame: pd.DataFrame, **wanted: object) -> list[dict]:
@@ -40,8 +43,8 @@ def test_a_missing_trial_is_one_row(made: SimpleNamespace) -> None:
 
 
 def test_arm_rows_pool_the_trials(sweep: SweepRecord, frame: pd.DataFrame) -> None:
-    outcomes = [record.outcomes["correct_ood_7"] for record in sweep.trials if record.arm == "correction-r4"]
-    (row,) = rows_with(arm_rows(frame), trial="correction-r4", metric="accuracy", set="ood", op=7)
+    outcomes = [record.outcomes[f"correct_ood_{HEADLINE}"] for record in sweep.trials if record.arm == "correction-r4"]
+    (row,) = rows_with(arm_rows(frame), trial="correction-r4", metric="accuracy", set="ood", op=HEADLINE)
     assert row["value"] == pytest.approx(sum(one.mean() for one in outcomes) / 2)
     assert row["low"] < row["value"] < row["high"]
     assert (row["seed"], row["base_seed"], row["n"], row["split"]) == (None, 0, 128, "test")
@@ -50,7 +53,7 @@ def test_arm_rows_pool_the_trials(sweep: SweepRecord, frame: pd.DataFrame) -> No
 
 def test_gap_closed_is_between_the_references(frame: pd.DataFrame) -> None:
     def pooled(arm: str, metric: str, set_name: str) -> float:
-        (row,) = rows_with(arm_rows(frame), trial=arm, metric=metric, set=set_name, op=7)
+        (row,) = rows_with(arm_rows(frame), trial=arm, metric=metric, set=set_name, op=HEADLINE)
         return row["value"]
 
     for arm, lower, metric, best, set_name in (
@@ -60,7 +63,7 @@ def test_gap_closed_is_between_the_references(frame: pd.DataFrame) -> None:
         (row,) = rows_with(arm_rows(frame), trial=arm, metric="gap_closed")
         low, high = pooled(lower, metric, set_name), pooled("upper", best, set_name)
         assert row["value"] == pytest.approx((pooled(arm, metric, set_name) - low) / (high - low))
-        assert (row["set"], row["op"]) == (set_name, 7)
+        assert (row["set"], row["op"]) == (set_name, HEADLINE)
 
 
 def test_references_have_no_gap_closed_and_few_seeds_are_said(frame: pd.DataFrame) -> None:

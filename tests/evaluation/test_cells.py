@@ -22,6 +22,7 @@ from peft_study.skills.config import DataConfig, SkillConfig
 MakeLearner = Callable[..., Learner]
 
 N = 6
+KNOWN, HEADLINE = NANO.op_max, NANO.headline_op
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def evaluator() -> Evaluator:
 def baseline(evaluator: Evaluator) -> list[Attempt]:
     """Return made-up attempts of a base: every other one begins with its second step."""
     attempts: list[Attempt] = []
-    for index, document in enumerate(evaluator.problems(7)):
+    for index, document in enumerate(evaluator.problems(HEADLINE)):
         steps = document.solution.steps[index % 2 :]
         words = [word.text for step in steps for word in step_words(document.problem, step)]
         words += ["[ANSWER]", str(document.solution.answer), "[END]"]
@@ -45,15 +46,15 @@ def test_correction_has_its_cells(make_learner: MakeLearner, evaluator: Evaluato
     learner = make_learner(MethodConfig(name="lora", rank=2)).eval()
     found = evaluator.correction(learner, baseline, free=True)
     cells = {(measure.set, measure.op) for measure in found.measures}
-    assert {("id", 5), ("ood", 7), ("injected", 7)} <= cells
+    assert {("id", KNOWN), ("ood", HEADLINE), ("injected", HEADLINE)} <= cells
     assert {measure.metric for measure in found.measures} <= METRICS.keys()
     assert {measure.split for measure in found.measures} == {"test"}
-    for name in ("correct_id_5", "correct_ood_7"):
+    for name in (f"correct_id_{KNOWN}", f"correct_ood_{HEADLINE}"):
         assert found.arrays[name].shape == (N,)
         assert found.arrays[name].dtype == np.uint8
-    assert found.arrays["free_injected_7_score"].dtype == np.float32
-    assert found.arrays["free_injected_7_problem"].max() == N - 1
-    assert [sample["op"] for sample in found.samples] == [5] * N + [7] * N
+    assert found.arrays[f"free_injected_{HEADLINE}_score"].dtype == np.float32
+    assert found.arrays[f"free_injected_{HEADLINE}_problem"].max() == N - 1
+    assert [sample["op"] for sample in found.samples] == [KNOWN] * N + [HEADLINE] * N
     assert all(sum(counts.values()) == N for counts in found.departures.values())
 
 
@@ -63,30 +64,30 @@ def test_free_detector_is_only_measured_where_it_was_asked_for(
     monkeypatch.setattr("peft_study.evaluation.cells.solve_problems", lambda model, documents, order: [])
     monkeypatch.setattr("peft_study.evaluation.cells.solving_measures", lambda *args, **options: [])
     found = evaluator.correction(make_learner(MethodConfig(name="full")), None, free=False)
-    assert set(found.arrays) == {"correct_id_5", "correct_ood_7"}
+    assert set(found.arrays) == {f"correct_id_{KNOWN}", f"correct_ood_{HEADLINE}"}
 
 
 def test_detection_has_its_cells(make_learner: MakeLearner, evaluator: Evaluator, baseline: list[Attempt]) -> None:
     learner = make_learner(MethodConfig(name="lora", rank=2)).eval()
     found = evaluator.detection(learner, baseline)
     columns = {(name, column) for name in ("injected", "own", "pairs") for column in ("score", "label", "problem")}
-    assert set(found.arrays) == {f"detect_{name}_7_{column}" for name, column in columns}
+    assert set(found.arrays) == {f"detect_{name}_{HEADLINE}_{column}" for name, column in columns}
     metrics = {measure.metric for measure in found.measures if measure.set == "injected"}
     assert {"detect_auroc", "detect_ece", "detect_balanced_accuracy", "detect_base_rate"} <= metrics
     assert metrics <= METRICS.keys()
     assert "own_mistakes_covered" in {measure.metric for measure in found.measures}
     for name in ("injected", "own", "pairs"):
-        lengths = {len(found.arrays[f"detect_{name}_7_{column}"]) for column in ("score", "label", "problem")}
+        lengths = {len(found.arrays[f"detect_{name}_{HEADLINE}_{column}"]) for column in ("score", "label", "problem")}
         assert len(lengths) == 1
 
 
 def test_problems_do_not_depend_on_the_trial(evaluator: Evaluator) -> None:
     """Training data without mistakes, or with others, is measured on the same problems: comparisons are paired."""
     other = Evaluator(EvaluationConfig(n=N), DataConfig(retry_rate=0.4), mistakes_rate=0.4)
-    assert other.problems(7) == evaluator.problems(7)
-    assert other.problems(7, rate=0.4) == evaluator.problems(7, rate=0.4)
+    assert other.problems(HEADLINE) == evaluator.problems(HEADLINE)
+    assert other.problems(HEADLINE, rate=0.4) == evaluator.problems(HEADLINE, rate=0.4)
     validation = Evaluator(EvaluationConfig(n=N, split="validation"), DataConfig(), mistakes_rate=0.4)
-    assert all(document not in evaluator.problems(7) for document in validation.problems(7))
+    assert all(document not in evaluator.problems(HEADLINE) for document in validation.problems(HEADLINE))
 
 
 def test_base_attempts_are_made_once(

@@ -176,7 +176,7 @@ def test_masters_hold_more_than_bf16(make_learner: MakeLearner, tmp_path: Path) 
 @pytest.mark.parametrize("skill", ["correction", "detection"])
 def test_loss_falls(make_learner: MakeLearner, tmp_path: Path, skill: str) -> None:
     summary = run(
-        make_learner(MethodConfig(name="full")), tmp_path, skill=skill, tokens=20 * WINDOWS * LENGTH, points=4
+        make_learner(MethodConfig(name="full")), tmp_path, skill=skill, tokens=60 * WINDOWS * LENGTH, points=4
     )
     assert summary.losses[-1] < summary.losses[0]
     assert summary.losses == [line["validation/loss"] for line in metrics(tmp_path)]
