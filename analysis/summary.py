@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.gap import NO_GAP
 from analysis.table import arm_of, arm_rows, to_rows, trial_rows
+from peft_study.igsm.families import family_named
 from peft_study.records import Status
 
 CLAIM_SEEDS, CLAIM_BASES, CLAIM_PROBLEMS = 3, 2, 4096
@@ -174,7 +175,8 @@ def _summary(skill: str, arm: str, rows: Sequence[Row], trials: Sequence[Row]) -
     own_skill = rows[0]["skill"] == skill
     metric = "accuracy" if skill == "correction" else "detect_auroc" if own_skill else "free_auroc"
     measured = [row for row in rows if row["metric"] == metric and row["set"] == _set_of(skill)]
-    headline = max(measured, key=lambda row: row["op"] or 0, default=None)
+    op = family_named(rows[0]["family"]).headline_op
+    headline = next((row for row in measured if row["op"] == op), None)
     gap_row = next((row for row in rows if own_skill and row["metric"] == "gap_closed"), None)
     finished = [row for row in trials if row["status"] == Status.FINISHED]
     alarms, notes = _alarms(rows[0], gap_row)

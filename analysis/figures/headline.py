@@ -10,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.style import FAINT, INK, MUTED, SKILL_COLOURS, SKILL_MARKERS, look, new_figure, short_count, strip_labels
 from analysis.summary import SKILLS, ArmSummary, Counts, Interval, Role, counts_of, name_of, summarize
+from peft_study.igsm.families import family_named
 
 _LEAST_SPAN = 0.05
 """Height of a raw panel's axis, at least."""
@@ -78,7 +79,6 @@ def compute(frame: pd.DataFrame) -> HeadlineInfo:
     """Return the raw values and gaps closed of both skills."""
     lines = summarize(frame)
     by_skill = {skill: [line for line in lines if line.skill == skill] for skill in SKILLS}
-    measured = frame.loc[frame["set"].isin(["ood", "injected"]) & frame["op"].notna()]
     return HeadlineInfo(
         raw={
             skill: Panel(_curves(skill, of_skill, "raw"), _references(skill, of_skill))
@@ -87,7 +87,7 @@ def compute(frame: pd.DataFrame) -> HeadlineInfo:
         },
         gap=Panel(tuple(curve for skill in SKILLS for curve in _curves(skill, by_skill[skill], "gap")), ()),
         no_gap=tuple(skill for skill in SKILLS if any(line.no_gap for line in by_skill[skill])),
-        ops={str(skill): int(ops.max()) for skill, ops in measured.groupby("skill")["op"]},
+        ops={line.skill: family_named(line.row["family"]).headline_op for line in lines},
         counts=counts_of(frame),
     )
 

@@ -37,7 +37,7 @@ class Architecture(BaseModel):
     mlp_width: int = Field(default=320, ge=8)
     local_layers: int = Field(default=2, ge=0)
     """How many layers, from the first, see the last `local_window` tokens only: there the words of a name meet."""
-    local_window: int = Field(default=10, ge=1)
+    local_window: int = Field(default=16, ge=1)
     """Tokens that a local layer sees, itself included."""
 
 

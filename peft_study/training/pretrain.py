@@ -50,7 +50,7 @@ class PretrainConfig(BaseModel):
     """Weight of the mean loss on problems, beside that on solutions; 0 for none."""
     architecture: Architecture = Architecture()
     training: TrainingConfig = TrainingConfig(
-        tokens=32_768_000,
+        tokens=45_056_000,
         batch_windows=16,
         lr=3e-3,
         optimizer="muon",
@@ -58,7 +58,7 @@ class PretrainConfig(BaseModel):
         warmup_share=0.01,
         cooldown_share=0.98,
         compile=True,
-        points=40,
+        points=24,
         checkpoint_seconds=60,
     )
 
