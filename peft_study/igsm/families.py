@@ -46,12 +46,12 @@ class FamilySettings(BaseModel):
 NANO = FamilySettings(
     name="nano",
     modulus=5,
-    op_max=5,
+    op_max=4,
     # Where many problems have the largest op, a model learns to come to the end there, and is lost beyond (LOG.md).
     op_ratio=0.65,
-    ood_ops=(6, 7),
-    headline_op=6,
-    ip_max=7,
+    ood_ops=(5, 6),
+    headline_op=5,
+    ip_max=6,
     # Two: every step is one operation. Steps of more are too rare at these op to be learned in minutes (LOG.md).
     parents_max=2,
     abstract_parents_max=2,

@@ -50,7 +50,7 @@ class PretrainConfig(BaseModel):
     """Weight of the mean loss on problems, beside that on solutions; 0 for none."""
     architecture: Architecture = Architecture()
     training: TrainingConfig = TrainingConfig(
-        tokens=45_056_000,
+        tokens=57_344_000,
         batch_windows=16,
         lr=3e-3,
         optimizer="muon",

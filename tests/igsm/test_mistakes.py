@@ -98,7 +98,7 @@ def test_rate_outside_its_range_is_an_error(make_document: MakeDocument, rate: f
 
 
 def test_a_pool_that_is_used_up_ends_the_mistakes(make_document: MakeDocument) -> None:
-    document = make_document(6, rate=0.99)
+    document = make_document(6, rate=0.9999)
     wrong = [
         len(set(document.problem.parents) - state.known - state.can_next)
         for state in (state_after(document.problem, step) for step in range(len(document.problem.order)))

@@ -24,7 +24,7 @@ MakeLearner = Callable[..., Learner]
 
 LENGTH, WINDOWS, STEPS = 144, 2, 6
 SETTINGS = StreamSettings(family=NANO, ops=(1, 2), retry_rate=0.4)
-VALIDATION = WindowStream(SETTINGS.model_copy(update={"split": "validation"}), length=LENGTH).read(3)
+VALIDATION = WindowStream(SETTINGS.model_copy(update={"split": "validation"}), length=LENGTH).read(24)
 
 CASES: dict[str, tuple[MethodConfig, str, dict[str, Any]]] = {
     "lora": (MethodConfig(name="lora", rank=2), "correction", {}),
@@ -176,7 +176,12 @@ def test_masters_hold_more_than_bf16(make_learner: MakeLearner, tmp_path: Path) 
 @pytest.mark.parametrize("skill", ["correction", "detection"])
 def test_loss_falls(make_learner: MakeLearner, tmp_path: Path, skill: str) -> None:
     summary = run(
-        make_learner(MethodConfig(name="full")), tmp_path, skill=skill, tokens=60 * WINDOWS * LENGTH, points=4
+        make_learner(MethodConfig(name="full")),
+        tmp_path,
+        skill=skill,
+        tokens=240 * WINDOWS * LENGTH,
+        lr=3e-3,
+        points=4,
     )
     assert summary.losses[-1] < summary.losses[0]
     assert summary.losses == [line["validation/loss"] for line in metrics(tmp_path)]
