@@ -48,6 +48,8 @@ class ArmSummary(NamedTuple):
     row: Row
     """The columns that the rows of the arm share."""
     metric: str
+    op: int
+    """Operations of the problems that `raw` is measured on: the family's headline."""
     raw: Interval | None
     gap: Interval | None
     no_gap: bool
@@ -186,6 +188,7 @@ def _summary(skill: str, arm: str, rows: Sequence[Row], trials: Sequence[Row]) -
         role=role_of(rows[0]),
         row=rows[0],
         metric=metric,
+        op=op,
         raw=_interval(headline),
         gap=_interval(gap_row),
         no_gap=gap_row is not None and gap_row["value"] is None,

@@ -10,7 +10,6 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.style import FAINT, INK, MUTED, SKILL_COLOURS, SKILL_MARKERS, look, new_figure, short_count, strip_labels
 from analysis.summary import SKILLS, ArmSummary, Counts, Interval, Role, counts_of, name_of, summarize
-from peft_study.igsm.families import family_named
 
 _LEAST_SPAN = 0.05
 """Height of a raw panel's axis, at least."""
@@ -87,7 +86,7 @@ def compute(frame: pd.DataFrame) -> HeadlineInfo:
         },
         gap=Panel(tuple(curve for skill in SKILLS for curve in _curves(skill, by_skill[skill], "gap")), ()),
         no_gap=tuple(skill for skill in SKILLS if any(line.no_gap for line in by_skill[skill])),
-        ops={line.skill: family_named(line.row["family"]).headline_op for line in lines},
+        ops={line.skill: line.op for line in lines},
         counts=counts_of(frame),
     )
 

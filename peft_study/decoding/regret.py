@@ -14,6 +14,7 @@ from transformers import Qwen3ForCausalLM
 
 from peft_study.decoding.engine import Decoder
 from peft_study.igsm.parse import Reference, parse_problem
+from peft_study.igsm.text import BACK
 from peft_study.igsm.verify import ProblemFacts, parents_of
 from peft_study.rng import derive_seed
 
@@ -102,7 +103,7 @@ def _look_back(row: _Row, decoder: Decoder, at: int, max_retries: int) -> None:
             row.retries += 1
             row.sampling = True
     elif row.sentence[-1:] == ["."]:
-        if (done := _reference(row.sentence[:5])) and "[BACK]" not in row.sentence:
+        if (done := _reference(row.sentence[:5])) and BACK not in row.sentence:
             row.known.add(done)
         row.sentence = []
         row.start = (int(decoder.lengths[at]), len(row.tokens), decoder.logits[at].clone())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from peft_study.igsm.families import family_named
 from peft_study.records import Status
 from peft_study.rng import derive_seed
 from peft_study.study.config import flatten
@@ -200,14 +201,15 @@ def grid_space(plan: Plan) -> "dict[str, BaseDistribution]":
 def headline(result: Mapping[str, Any], metric: str | None = None) -> tuple[str, float] | None:
     """Return name and value of the number of a result that Optuna is told; None where it was not measured.
 
-    With `metric` the mean of that metric over its sets and ops, else the headline of the skill at the largest op.
+    With `metric` the mean of that metric over its sets and ops, else the skill's headline at the family's headline op.
     """
     measured = [measure for measure in result["measures"] if math.isfinite(measure["value"])]
     if metric is not None:
         values = [measure["value"] for measure in measured if measure["metric"] == metric]
         return (metric, sum(values) / len(values)) if values else None
+    op = family_named(result["config"]["data"]["family"]).headline_op
     for wanted in HEADLINE[result["config"]["skill"]["name"]]:
-        found = [measure for measure in measured if (measure["set"], measure["metric"]) == wanted]
-        if found:
-            return wanted[1], max(found, key=lambda measure: measure["op"] or 0)["value"]
+        for measure in measured:
+            if (measure["set"], measure["metric"]) == wanted and measure["op"] in (None, op):
+                return wanted[1], measure["value"]
     return None

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from peft_study.igsm.families import NANO
 from peft_study.study.config import TrialConfig, config_hash
 from peft_study.study.plan import build_plan, read_sweep
 from peft_study.study.sweep import run_sweep
@@ -109,15 +110,20 @@ class FakeTrial:
         write(folder / "adapter" / "adapter_config.json", "{}")
 
 
+HEADLINE = NANO.headline_op
+[OTHER] = set(NANO.ood_ops) - {HEADLINE}
+SETS = (f"id_{NANO.op_max}", f"ood_{OTHER}", f"ood_{HEADLINE}")
+
+
 def make_outcomes(config: TrialConfig, value: float) -> dict[str, Any]:
     """Return what the intervals of the report are made from."""
     rng, n = np.random.default_rng(int(1e9 * value)), config.evaluation.n
     if config.skill.name == "correction":
-        return {f"correct_{name}": (rng.random(n) < value).astype(np.uint8) for name in ("id_5", "ood_6", "ood_7")}
+        return {f"correct_{name}": (rng.random(n) < value).astype(np.uint8) for name in SETS}
     label = np.tile(np.array([0, 0, 1], np.uint8), n)
     score = (label * value + rng.random(3 * n)).astype(np.float32)
     columns = {"score": score, "label": label, "problem": np.repeat(np.arange(n, dtype=np.int32), 3)}
-    return {f"detect_injected_7_{name}": column for name, column in columns.items()}
+    return {f"detect_injected_{HEADLINE}_{name}": column for name, column in columns.items()}
 
 
 def make_result(
@@ -128,7 +134,7 @@ def make_result(
     where, metric = ("ood", "accuracy") if correction else ("injected", "detect_auroc")
     common = {"split": config.evaluation.split, "metric": metric, "low": 0.0, "high": 1.0, "n": config.evaluation.n}
     stream = {**common, "metric": "loss", "set": "stream", "op": None, "value": 2 + value}
-    ops = {6: value / 2, 7: value}
+    ops = {OTHER: value / 2, HEADLINE: value}
     return {
         "trial": trial,
         "arm": arm,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from peft_study.errors import StoreError
+from peft_study.igsm.families import NANO
 from peft_study.records import Status
 from peft_study.study.config import build_config, flatten
 from peft_study.study.plan import Plan
@@ -56,7 +57,7 @@ def test_a_run_holds_config_metrics_dataset_and_artifacts(plan: Plan, runs: Path
     assert run.data.params == {key: str(value) for key, value in flatten(planned.config.model_dump()).items()}
     result = json.loads((runs / "made_up" / planned.trial / "result.json").read_text())
     assert summary(result).items() <= run.data.metrics.items()
-    assert run.data.metrics["ood_op7/accuracy"] == result["measures"][1]["value"]
+    assert run.data.metrics[f"ood_op{NANO.headline_op}/accuracy"] == result["measures"][1]["value"]
     history = tracker.client.get_metric_history(run.info.run_id, "train/loss")
     assert [point.step for point in history] == [100 * i for i in range(1, 13)]
     assert run.inputs is not None
