@@ -7,6 +7,7 @@ remedy in one line, and ends the command line with exit code 2. Anything else th
     |-- ConfigError      a key, a value or a combination that cannot be
     |-- DataError        a problem, a line or a file of data that cannot be read
     |-- CheckpointError  a checkpoint that is missing, truncated or of another kind
+    |-- KernelError      a kernel that this machine cannot compile or load
     `-- StoreError       a database or folder that belongs to something else, or a disk that is full
 """
 
@@ -25,6 +26,10 @@ class DataError(PeftStudyError, ValueError):
 
 class CheckpointError(PeftStudyError, OSError):
     """A checkpoint that is missing, truncated or of another kind."""
+
+
+class KernelError(PeftStudyError, OSError):
+    """A kernel that this machine cannot compile or load."""
 
 
 class StoreError(PeftStudyError, OSError):

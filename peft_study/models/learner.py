@@ -7,29 +7,29 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from peft_study.igsm.text import BACK, END, RIGHT, WRONG
 from peft_study.models.adapters import PeftModel, attach, embedding_adapter, load_adapter
+from peft_study.models.attention import VARLEN, additive_mask, first_seen
 from peft_study.models.base import load_model, load_tensors
 from peft_study.models.config import MethodConfig
 
 PROBE_FILE = "probe.safetensors"
 
 
-def document_masks(ids_BT: Tensor, end_id: int, dtype: torch.dtype, window: int) -> dict[str, Tensor]:
-    """Return additive attention masks [B, 1, T, T] by type of layer: causal, within the document an [END] opens.
+def document_masks(ids_BT: Tensor, end_id: int, config: Qwen3Config, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return what each position sees by type of layer, as the attention of `config` takes it.
 
-    The mask of 'sliding_attention' also hides what lies `window` tokens back or more (0: nothing).
-
-    Without it the documents packed into a window distract each other: about a third more tokens for the same loss
-    at this size (LOG.md).
+    Causal, within the document that an [END] opens; in local layers the last `sliding_window` tokens only. Without it
+    the documents packed into a window distract each other: about a third more tokens for the same loss at this size
+    (LOG.md).
     """
-    document_BT = (ids_BT == end_id).cumsum(1)
-    seen_BTT = (document_BT[:, :, None] == document_BT[:, None, :]).tril()
-    seen = {"full_attention": seen_BTT, "sliding_attention": seen_BTT.triu(1 - window) if window else seen_BTT}
-    nothing = torch.zeros(seen_BTT.shape, dtype=dtype, device=ids_BT.device)
-    return {name: nothing.masked_fill(~mask, torch.finfo(dtype).min)[:, None] for name, mask in seen.items()}
+    windows = {"full_attention": 0, "sliding_attention": config.sliding_window or 0}
+    first = {name: first_seen(ids_BT, end_id, window) for name, window in windows.items()}
+    if config._attn_implementation == VARLEN:
+        return {name: first_BT.int() for name, first_BT in first.items()}
+    return {name: additive_mask(first_BT, dtype) for name, first_BT in first.items()}
 
 
 class Learner(nn.Module):
@@ -80,7 +80,7 @@ class Learner(nn.Module):
     def forward(self, ids_BT: Tensor, where_BT: Tensor, *, verdict: bool) -> Tensor:
         """Return logits [N, V], or [N, 2] with `verdict`, at the N positions that `where_BT` marks."""
         # Transformers takes a mask by type of layer, though its annotation says tensor.
-        masks: Any = document_masks(ids_BT, self.end_id, self.model.dtype, self.model.config.sliding_window or 0)
+        masks: Any = document_masks(ids_BT, self.end_id, self.model.config, self.model.dtype)
         hidden_ND = self.model.model(input_ids=ids_BT, attention_mask=masks).last_hidden_state[where_BT]
         if not verdict:
             return self.model.lm_head(hidden_ND)

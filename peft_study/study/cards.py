@@ -39,7 +39,7 @@ def base_card(record: dict[str, Any]) -> str:
         f"| tokens read | {training['tokens']:,} ({training['tokens_with_loss']:,} with loss), "
         f"windows of {family['max_tokens']} |",
         f"| time | {training['seconds'] / 60:.0f} minutes on {record['provenance']['device']}, "
-        f"{record['provenance']['threads']} thread(s), {training['precision']} |",
+        f"{record['provenance']['threads']} thread(s), {training['precision']}, {training['attention']} attention |",
         f"| optimiser | {config['training']['optimizer']}, peak rates {config['training']['muon_lr']} (matrices) "
         f"and {config['training']['lr']} (rest), {config['training']['batch_windows']} windows a step |",
         "",

@@ -78,7 +78,7 @@ def _train(
             WindowStream(settings),
             validation,
             config.skill,
-            settled(config.training, folder.parent),
+            settled(config.training, folder.parent, learner.model.config.head_dim),
             folder=folder / "checkpoint",
             seed=config.seed,
             on_point=on_point,
@@ -141,6 +141,7 @@ def _run(
         "peak_memory_mib": round(peak_memory_mib(), 1),
         "converged": summary.converged,
         "precision": summary.precision,
+        "attention": summary.attention,
         "departures": rest.departures,
         "measures": [measure._asdict() for measure in found.measures + rest.measures],
     }

@@ -8,10 +8,13 @@ import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from peft_study.errors import KernelError
+from peft_study.models.attention import require_kernel
 from peft_study.training.config import TrainingConfig
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -60,21 +63,41 @@ def bf16_speedup(*, rounds: int = 15) -> float:
     return best[torch.float32] / best[torch.bfloat16]
 
 
-def settled(config: TrainingConfig, folder: Path) -> TrainingConfig:
-    """Return `config` with the precision to compute in here: where it is `auto`, bf16 if that is faster.
-
-    On a CPU that is measured once and kept in `kernels.json` of `folder`, so that all trials of a sweep compute alike
-    and a run that was killed goes on as it began.
-    """
-    if config.precision != "auto":
-        return config
+def _choose_precision() -> dict[str, Any]:
     if torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return config.model_copy(update={"precision": "bf16" if fast else "fp32"})
+        return {"precision": "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"}
+    speedup = bf16_speedup() if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.0
+    return {"precision": "bf16" if speedup > 1 else "fp32", "bf16_speedup": round(speedup, 2)}
+
+
+def _choose_attention(precision: str, head_width: int) -> dict[str, Any]:
+    if torch.cuda.is_available():
+        return {"attention": "sdpa"}
+    if precision == "bf16":
+        # SDPA's backward in bf16 is slow on a CPU.
+        return {"attention": "eager"}
+    try:
+        require_kernel(head_width)
+    except KernelError as error:
+        return {"attention": "sdpa", "why_not_varlen": str(error)}
+    return {"attention": "varlen"}
+
+
+def settled(config: TrainingConfig, folder: Path, head_width: int) -> TrainingConfig:
+    """Return `config` with the precision and the attention to compute with here in place of `auto`.
+
+    The choice for heads of `head_width` values is made once and kept in `kernels.json` of `folder`, so that all
+    trials of a sweep compute alike and a run that was killed goes on as it began.
+    """
+    if "auto" not in (config.precision, config.attention):
+        return config
     kept = folder / "kernels.json"
     if not kept.is_file():
-        speedup = bf16_speedup() if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.0
-        choice = {"precision": "bf16" if speedup > 1 else "fp32", "bf16_speedup": round(speedup, 2)}
+        choice = _choose_precision() if config.precision == "auto" else {"precision": config.precision}
+        if config.attention == "auto":
+            choice |= _choose_attention(choice["precision"], head_width)
+        else:
+            choice["attention"] = config.attention
         folder.mkdir(parents=True, exist_ok=True)
         new = folder / f".kernels.json.{os.getpid()}.new"
         new.write_text(json.dumps(choice) + "\n")
@@ -82,4 +105,5 @@ def settled(config: TrainingConfig, folder: Path) -> TrainingConfig:
         with suppress(FileExistsError):
             os.link(new, kept)
         new.unlink()
-    return config.model_copy(update={"precision": json.loads(kept.read_text())["precision"]})
+    choice = json.loads(kept.read_text())
+    return config.model_copy(update={name: choice[name] for name in ("precision", "attention")})

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_study.training.config import TrainingConfig
+from peft_study.training.muon import Muon
 
 
 def rate(step: int, total_steps: int, warmup_share: float, cooldown_share: float) -> float:
@@ -57,14 +58,8 @@ class Optimizers:
         rest = [name for name in values if name not in inner]
         self.parts: list[torch.optim.Optimizer] = []
         if inner:
-            muon = torch.optim.Muon(
-                [{"params": [values[name] for name in inner], "peak": config.muon_lr}],
-                lr=config.muon_lr,
-                momentum=0.95,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="original",
-            )
-            self.parts.append(muon)
+            groups = [{"params": [values[name] for name in inner], "peak": config.muon_lr}]
+            self.parts.append(Muon(groups, config.muon_lr, weight_decay=config.weight_decay))
         matrices = [values[name] for name in rest if values[name].ndim >= 2]
         vectors = [values[name] for name in rest if values[name].ndim < 2]
         vector_lr = config.muon_lr if inner else lr

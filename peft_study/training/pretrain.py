@@ -50,7 +50,7 @@ class PretrainConfig(BaseModel):
     """Weight of the mean loss on problems, beside that on solutions; 0 for none."""
     architecture: Architecture = Architecture()
     training: TrainingConfig = TrainingConfig(
-        tokens=57_344_000,
+        tokens=73_728_000,
         batch_windows=16,
         lr=3e-3,
         optimizer="muon",
@@ -106,7 +106,7 @@ def pretrain(
         WindowStream(settings),
         validation,
         skill,
-        settled(config.training, work),
+        settled(config.training, work, learner.model.config.head_dim),
         folder=work,
         seed=config.seed,
         on_point=on_point,

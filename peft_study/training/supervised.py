@@ -18,6 +18,7 @@ from peft_study.errors import CheckpointError, ConfigError
 from peft_study.files import write_atomic
 from peft_study.igsm.stream import Tokens, WindowStream
 from peft_study.igsm.text import Kind
+from peft_study.models.attention import VARLEN
 from peft_study.models.learner import Learner
 from peft_study.rng import derive_seed
 from peft_study.skills.config import SkillConfig
@@ -52,6 +53,8 @@ class TrainingSummary(NamedTuple):
     converged: bool | None
     precision: str = ""
     """What the model computed in, `fp32` or `bf16`; empty where nothing was trained."""
+    attention: str = ""
+    """What computed attention; empty where nothing was trained."""
 
 
 class _Batch(NamedTuple):
@@ -166,18 +169,22 @@ def train(
     """
     if config.lr is None:
         raise ConfigError("training.lr must be a number here, but got None; set training.lr, or run inside a sweep")
-    assert config.precision != "auto", "whoever calls settles the precision first (machine.settled)"
+    assert "auto" not in (config.precision, config.attention), "whoever calls settles these first (machine.settled)"
     accelerator = Accelerator()
     device, share = accelerator.device, accelerator.process_index
     half = config.precision == "bf16"
+    if config.attention == "varlen" and (half or device.type != "cpu"):
+        raise ConfigError(
+            f"training.attention: varlen computes in fp32 on a CPU, but this is {config.precision} on {device.type}; "
+            "set training.attention to auto"
+        )
     measured = skill.model_copy(update={"problem_weight": 0.0})
     learner.to(device)
     masters = Masters(learner.trainable())
     optimizers = Optimizers(masters.values, config, config.lr)
     frozen = {name: p.detach().clone() for name, p in learner.named_parameters() if not p.requires_grad}
     _cast(learner, torch.bfloat16 if half else torch.float32)
-    # In half precision the wide products are in bf16 either way; eager attention has the faster CPU backward.
-    learner.model.config._attn_implementation = "eager" if half and device.type == "cpu" else "sdpa"
+    learner.model.config._attn_implementation = VARLEN if config.attention == "varlen" else config.attention
     step, seconds, with_loss, losses = 0, 0.0, 0, list[float]()
     tokens_per_step = config.batch_windows * stream.length
     total_steps = -(-config.tokens // tokens_per_step)
@@ -251,4 +258,5 @@ def train(
         losses,
         is_converged(losses),
         config.precision,
+        config.attention,
     )

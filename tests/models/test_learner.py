@@ -9,11 +9,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from peft_study.igsm.families import NANO
 from peft_study.igsm.text import BACK, RIGHT, WRONG
 from peft_study.igsm.tokenizer import word_ids
+from peft_study.models.attention import VARLEN
 from peft_study.models.base import Architecture, build_base
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner, document_masks
@@ -144,7 +145,7 @@ def test_saved_and_loaded_by_strangers(
     take_steps(learner, skill_of(method))
     learner.save(tmp_path / "saved")
     ids = batches["detection"].ids_BT
-    mask = document_masks(ids, learner.end_id, torch.float32, learner.model.config.sliding_window or 0)
+    mask = document_masks(ids, learner.end_id, learner.model.config, torch.float32)
     model: Any = Qwen3ForCausalLM.from_pretrained(tmp_path / ("saved" if method.name == "full" else "base"))
     if method.name == "lora" or method.rank:
         model = PeftModel.from_pretrained(model, tmp_path / "saved")
@@ -211,12 +212,21 @@ def test_a_document_sees_itself_alone(make_learner: MakeLearner) -> None:
 
 
 def test_document_masks_by_hand() -> None:
-    masks = document_masks(torch.tensor([[1, 7, 9, 1, 8]]), 1, torch.float32, window=2)
+    ids = torch.tensor([[1, 7, 9, 1, 8]])
+    masks = document_masks(ids, 1, Qwen3Config(use_sliding_window=True, sliding_window=2), torch.float32)
     seen = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
     near = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
     for name, expected in (("full_attention", seen), ("sliding_attention", near)):
         assert masks[name].shape == (1, 1, 5, 5)
         assert (masks[name][0, 0] == 0).int().tolist() == expected
         assert masks[name].min() == torch.finfo(torch.float32).min
-    whole = document_masks(torch.tensor([[1, 7, 9, 1, 8]]), 1, torch.float32, window=0)
+    whole = document_masks(ids, 1, Qwen3Config(use_sliding_window=False), torch.float32)
     assert torch.equal(whole["sliding_attention"], whole["full_attention"])
+
+
+def test_document_masks_for_the_kernel_are_the_first_positions_seen() -> None:
+    config = Qwen3Config(use_sliding_window=True, sliding_window=2)
+    config._attn_implementation = VARLEN
+    masks = document_masks(torch.tensor([[1, 7, 9, 1, 8]]), 1, config, torch.float32)
+    assert masks["full_attention"].tolist() == [[0, 0, 0, 3, 3]]
+    assert masks["sliding_attention"].tolist() == [[0, 0, 1, 3, 3]]

@@ -1,5 +1,6 @@
 """The precision that a machine computes fastest in: measured once, then kept."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,24 +19,37 @@ def test_the_faster_precision_is_taken_and_kept(
     monkeypatch.setattr(machine, "bf16_speedup", lambda: speedup)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     sweep = tmp_path / "sweep"
-    assert machine.settled(TrainingConfig(), sweep).precision == precision
+    assert machine.settled(TrainingConfig(), sweep, 32).precision == precision
     # A later trial of the sweep computes as the first, even where it would measure otherwise.
     monkeypatch.setattr(machine, "bf16_speedup", lambda: 1 / speedup)
-    assert machine.settled(TrainingConfig(), sweep).precision == precision
+    assert machine.settled(TrainingConfig(), sweep, 32).precision == precision
     assert [path.name for path in sweep.iterdir()] == ["kernels.json"]
 
 
 def test_a_processor_without_bf16_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "bf16_speedup", lambda: pytest.fail("measured"))
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert machine.settled(TrainingConfig(), tmp_path).precision == "fp32"
+    assert machine.settled(TrainingConfig(), tmp_path, 32).precision == "fp32"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_is_asked_for_is_taken(tmp_path: Path, precision: str) -> None:
-    config = TrainingConfig.model_validate({"precision": precision})
-    assert machine.settled(config, tmp_path) == config
+@pytest.mark.parametrize(("precision", "kernel"), [("fp32", "sdpa"), ("bf16", "eager")])
+def test_what_is_asked_for_is_taken(tmp_path: Path, precision: str, kernel: str) -> None:
+    config = TrainingConfig.model_validate({"precision": precision, "attention": kernel})
+    assert machine.settled(config, tmp_path, 32) == config
     assert not list(tmp_path.iterdir())
+    half_open = config.model_copy(update={"precision": "auto"})
+    assert machine.settled(half_open, tmp_path, 32).attention == kernel
+
+
+@pytest.mark.parametrize(("precision", "kernel"), [("fp32", "varlen"), ("bf16", "eager")])
+def test_attention_goes_with_the_precision(tmp_path: Path, precision: str, kernel: str) -> None:
+    config = TrainingConfig.model_validate({"precision": precision})
+    assert machine.settled(config, tmp_path, 32) == config.model_copy(update={"attention": kernel})
+
+
+def test_without_the_kernel_attention_is_dense_and_the_reason_kept(tmp_path: Path) -> None:
+    assert machine.settled(TrainingConfig(precision="fp32"), tmp_path, 20).attention == "sdpa"
+    assert "multiple of 16" in json.loads((tmp_path / "kernels.json").read_text())["why_not_varlen"]
 
 
 def test_bf16_speedup_is_a_ratio() -> None:

@@ -41,7 +41,9 @@ class _KilledError(Exception):
 
 def configured(**changes: Any) -> TrainingConfig:
     settings = {"tokens": STEPS * WINDOWS * LENGTH, "batch_windows": WINDOWS, "lr": 1e-2, "points": 3}
-    return TrainingConfig.model_validate(settings | {"precision": "fp32", "checkpoint_seconds": 1e9} | changes)
+    return TrainingConfig.model_validate(
+        {"precision": "fp32", "attention": "sdpa", "checkpoint_seconds": 1e9} | settings | changes
+    )
 
 
 def run(
@@ -171,6 +173,23 @@ def test_masters_hold_more_than_bf16(make_learner: MakeLearner, tmp_path: Path) 
     run(learner, tmp_path, precision="bf16", lr=1e-4)
     weight = learner.model.lm_head.weight.detach()
     assert not torch.equal(weight, weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("case", ["full-muon", "lora"])
+def test_the_kernel_trains_as_dense_attention_does(make_learner: MakeLearner, tmp_path: Path, case: str) -> None:
+    method, skill, options = CASES[case]
+    losses = {}
+    for attention in ("varlen", "sdpa"):
+        learner = make_learner(method)
+        summary = run(learner, tmp_path / attention, skill=skill, attention=attention, **options)
+        assert summary.attention == attention
+        losses[attention] = summary.losses
+    assert losses["varlen"] == pytest.approx(losses["sdpa"], rel=1e-4)
+
+
+def test_the_kernel_is_refused_in_half_precision(make_learner: MakeLearner, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="varlen computes in fp32 on a CPU, but this is bf16 on cpu"):
+        run(make_learner(MethodConfig(name="full")), tmp_path, precision="bf16", attention="varlen")
 
 
 @pytest.mark.parametrize("skill", ["correction", "detection"])

@@ -1,0 +1,201 @@
+"""Attention within the documents of a packed window: what a position may see, and a CPU kernel that computes no more.
+
+Shapes: B windows, T tokens, H heads, D values of a head. A position sees an interval that ends with itself; where it
+begins (`first_BT`) says the same as a mask [B, T, T]. The kernel (attention.cpp) is compiled on first use, in about
+two seconds, and kept in the user's cache.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from peft_study.errors import KernelError
+
+VARLEN = "peft_study_varlen"
+"""Name of the kernel among the attention functions of transformers."""
+
+_SOURCE = Path(__file__).with_name("attention.cpp")
+_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared", "-pthread"]
+
+
+def first_seen(ids_BT: Tensor, end_id: int, window: int = 0) -> Tensor:
+    """Return the first position [B, T] that each position sees: the start of its document, which an [END] opens.
+
+    With a `window` none sees what lies that many tokens back or more.
+    """
+    at_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    first_BT = torch.where(ids_BT == end_id, at_T, 0).cummax(1).values
+    return torch.maximum(first_BT, at_T - (window - 1)) if window else first_BT
+
+
+def additive_mask(first_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mask [B, 1, T, T] that is added to the logits of attention: 0 where a position sees another."""
+    at_T = torch.arange(first_BT.shape[1], device=first_BT.device)
+    seen_BTT = (at_T >= first_BT[:, :, None]) & (at_T <= at_T[:, None])
+    nothing = torch.zeros(seen_BTT.shape, dtype=dtype, device=first_BT.device)
+    return nothing.masked_fill(~seen_BTT, torch.finfo(dtype).min)[:, None]
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft_study"
+
+
+def _processor() -> str:
+    """Return what tells processors apart, since the kernel is compiled for this one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+@lru_cache
+def _library(head_width: int) -> ctypes.CDLL:
+    """Return the kernel for heads of `head_width` values; raise KernelError where it cannot be compiled."""
+    if head_width % 16:
+        raise KernelError(f"the width of a head must be a multiple of 16 for the kernel, but is {head_width}")
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        raise KernelError("there is no C++ compiler (c++, g++ or clang++) on this machine, or CXX to name one")
+    command = [compiler, *_FLAGS, f"-DHEAD_WIDTH={head_width}", str(_SOURCE)]
+    key = hashlib.blake2b(f"{command}{_processor()}".encode() + _SOURCE.read_bytes(), digest_size=8).hexdigest()
+    path = _cache_folder() / f"attention-{key}.so"
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_suffix(f".{os.getpid()}.new")
+            subprocess.run([*command, "-o", str(new)], check=True, capture_output=True, text=True)
+            new.replace(path)
+        return ctypes.CDLL(str(path))
+    except subprocess.CalledProcessError as error:
+        first = next((line for line in error.stderr.splitlines() if "error" in line), "no message")
+        raise KernelError(f"{compiler} cannot compile {_SOURCE.name} ({first.strip()})") from error
+    except OSError as error:
+        raise KernelError(f"the kernel {path} cannot be compiled, written or loaded ({error})") from error
+
+
+def require_kernel(head_width: int) -> None:
+    """Raise KernelError where the kernel cannot be had on this machine for heads of `head_width` values."""
+    _library(head_width)
+
+
+def _at(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _common(first_BT: Tensor, *tensors: Tensor) -> tuple[Any, ctypes.c_long, ctypes.c_long, int]:
+    batch, heads, length, _ = tensors[0].shape
+    strides = [stride for tensor in tensors for stride in tensor.stride()[:3]]
+    assert first_BT.is_contiguous()
+    assert first_BT.dtype == torch.int32
+    assert all(tensor.dtype == torch.float32 and tensor.stride(3) == 1 for tensor in tensors)
+    return (ctypes.c_long * 9)(*strides), ctypes.c_long(batch), ctypes.c_long(heads), length
+
+
+@torch.library.custom_op("peft_study::varlen_attention", mutates_args=(), device_types="cpu")
+def _attend(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return the output [B, T, H, D] and the logarithm of the sum of exponentials [B, H, T]."""
+    strides, batch, heads, length = _common(first_BT, query, key, value)
+    width = query.shape[3]
+    output = torch.empty(len(query), length, query.shape[1], width)
+    logsums = torch.empty(query.shape[:3])
+    threads = torch.get_num_threads()
+    _library(width).attention_forward(
+        *map(_at, (query, key, value, first_BT)), strides, batch, heads, length, ctypes.c_float(scale), threads,
+        *map(_at, (output, logsums)),
+    )  # fmt: skip
+    return output, logsums
+
+
+@_attend.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    batch, heads, length, width = query.shape
+    return query.new_empty(batch, length, heads, width), query.new_empty(batch, heads, length)
+
+
+@torch.library.custom_op("peft_study::varlen_attention_backward", mutates_args=(), device_types="cpu")
+def _attend_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    first_BT: Tensor,
+    output: Tensor,
+    logsums: Tensor,
+    slope: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value, laid out as the output is: [B, T, H, D]."""
+    strides, batch, heads, length = _common(first_BT, query, key, value)
+    slope = slope.contiguous()
+    slopes = torch.empty_like(output), torch.empty_like(output), torch.empty_like(output)
+    _library(query.shape[3]).attention_backward(
+        *map(_at, (query, key, value, output, slope, first_BT, logsums)), strides, batch, heads, length,
+        ctypes.c_float(scale), torch.get_num_threads(), *map(_at, slopes),
+    )  # fmt: skip
+    return slopes
+
+
+@_attend_backward.register_fake
+def _(
+    query: Tensor,  # noqa: ARG001
+    key: Tensor,  # noqa: ARG001
+    value: Tensor,  # noqa: ARG001
+    first_BT: Tensor,  # noqa: ARG001
+    output: Tensor,
+    logsums: Tensor,  # noqa: ARG001
+    slope: Tensor,  # noqa: ARG001
+    scale: float,  # noqa: ARG001
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(output), torch.empty_like(output), torch.empty_like(output)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, first_BT, ctx.scale = inputs
+    ctx.save_for_backward(query, key, value, first_BT, *output)
+
+
+def _backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    slopes = _attend_backward(*ctx.saved_tensors, slope, ctx.scale)
+    query, key, value = (each.transpose(1, 2) for each in slopes)
+    return query, key, value, None, None
+
+
+_attend.register_autograd(_backward, setup_context=_keep)
+
+
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: float) -> Tensor:
+    """Return attention [B, T, H, D] of query, key and value [B, H, T, D] over the intervals that `first_BT` begins.
+
+    All in fp32 on a CPU, `first_BT` in int32. The same numbers as masked-dense attention but for rounding. Results do
+    not depend on the number of threads.
+    """
+    rows = (each if each.stride(3) == 1 else each.contiguous() for each in (query, key, value))
+    return _attend(*rows, first_BT, scale)[0]
+
+
+def _for_transformers(
+    module: torch.nn.Module,  # noqa: ARG001
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """As transformers calls it, with `first_seen` in place of a mask."""
+    assert not dropout, "the bases have no dropout in attention"
+    return varlen_attention(query, key, value, attention_mask, scaling), None
+
+
+AttentionInterface.register(VARLEN, _for_transformers)
