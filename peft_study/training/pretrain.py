@@ -50,7 +50,7 @@ class PretrainConfig(BaseModel):
     """Weight of the mean loss on problems, beside that on solutions; 0 for none."""
     architecture: Architecture = Architecture()
     training: TrainingConfig = TrainingConfig(
-        tokens=73_728_000,
+        tokens=67_584_000,
         batch_windows=16,
         lr=3e-3,
         optimizer="muon",
