@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import settings
 
+from peft_study.errors import KernelError
 from peft_study.igsm.families import NANO, FamilySettings
 from peft_study.igsm.mistakes import Mistake
 from peft_study.igsm.problem import Formula, Parameter, Problem
 from peft_study.igsm.solution import Calculation, Operand, Solution, Step
 from peft_study.igsm.stream import Document, StreamSettings, draw_document
 from peft_study.igsm.tokenizer import word_ids
+from peft_study.models.attention import require_kernel
 from peft_study.models.base import Architecture, build_base
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
@@ -30,6 +32,17 @@ TINY = Architecture(layers=2, width=32, heads=2, mlp_width=48, local_layers=1)
 def tiny() -> Architecture:
     """Return the shape of the models that tests use."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def kernel() -> None:
+    """Skip where there is no compiler to make the attention kernel with; one that does not work fails."""
+    try:
+        require_kernel(16)
+    except KernelError as error:
+        if "no C++ compiler" in str(error):
+            pytest.skip(str(error))
+        raise
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,7 @@ def _attend(kind: str, inputs: list[Tensor], first_BT: Tensor, slope: Tensor) ->
     return [output.detach(), *gradients]  # pyright: ignore[reportReturnType]
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("width", [16, 32, 64])
 @pytest.mark.parametrize(
     ("length", "documents", "window"), [(1, 0, 0), (7, 1, 3), (32, 0, 0), (61, 3, 0), (100, 5, 16), (256, 2, 0)]
@@ -56,6 +57,7 @@ def test_equals_masked_dense_attention(length: int, documents: int, window: int,
         assert torch.allclose(mine, expected, atol=2e-5, rtol=2e-5), (mine - expected).abs().max()
 
 
+@pytest.mark.usefixtures("kernel")
 def test_inputs_may_lie_in_any_order() -> None:
     torch.manual_seed(0)
     plain = [torch.randn(WINDOWS, HEADS, 20, 16) for _ in range(3)]
@@ -67,6 +69,7 @@ def test_inputs_may_lie_in_any_order() -> None:
         assert torch.equal(mine, expected)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_large_logits_do_not_overflow() -> None:
     inputs = [200 * torch.randn(1, 1, 40, 16, generator=torch.Generator().manual_seed(0)) for _ in range(3)]
     first_BT, slope = first_seen(torch.full((1, 40), 9), END), torch.ones(1, 40, 1, 16)
@@ -82,7 +85,7 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("_threads")
+@pytest.mark.usefixtures("kernel", "_threads")
 def test_results_do_not_depend_on_threads() -> None:
     torch.manual_seed(0)
     inputs = [torch.randn(WINDOWS, HEADS, 50, 32) for _ in range(3)]
@@ -94,6 +97,7 @@ def test_results_do_not_depend_on_threads() -> None:
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
+@pytest.mark.usefixtures("kernel")
 def test_compiled_equals_plain() -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, 2, 24, 16, requires_grad=True) for _ in range(3))
@@ -122,7 +126,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     attention._library.cache_clear()
 
 
-@pytest.mark.usefixtures("_fresh")
+@pytest.mark.usefixtures("kernel", "_fresh")
 def test_the_kernel_is_compiled_once_and_kept(tmp_path: Path) -> None:
     require_kernel(16)
     [kept] = (tmp_path / "cache" / "peft_study").iterdir()
@@ -155,7 +159,7 @@ def test_what_is_wrong_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         require_kernel(16)
 
 
-@pytest.mark.usefixtures("_fresh")
+@pytest.mark.usefixtures("kernel", "_fresh")
 def test_a_cache_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -32,19 +32,20 @@ def test_a_processor_without_bf16_is_not_measured(monkeypatch: pytest.MonkeyPatc
     assert machine.settled(TrainingConfig(), tmp_path, 32).precision == "fp32"
 
 
-@pytest.mark.parametrize(("precision", "kernel"), [("fp32", "sdpa"), ("bf16", "eager")])
-def test_what_is_asked_for_is_taken(tmp_path: Path, precision: str, kernel: str) -> None:
-    config = TrainingConfig.model_validate({"precision": precision, "attention": kernel})
+@pytest.mark.parametrize(("precision", "attention"), [("fp32", "sdpa"), ("bf16", "eager")])
+def test_what_is_asked_for_is_taken(tmp_path: Path, precision: str, attention: str) -> None:
+    config = TrainingConfig.model_validate({"precision": precision, "attention": attention})
     assert machine.settled(config, tmp_path, 32) == config
     assert not list(tmp_path.iterdir())
     half_open = config.model_copy(update={"precision": "auto"})
-    assert machine.settled(half_open, tmp_path, 32).attention == kernel
+    assert machine.settled(half_open, tmp_path, 32).attention == attention
 
 
-@pytest.mark.parametrize(("precision", "kernel"), [("fp32", "varlen"), ("bf16", "eager")])
-def test_attention_goes_with_the_precision(tmp_path: Path, precision: str, kernel: str) -> None:
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(("precision", "attention"), [("fp32", "varlen"), ("bf16", "eager")])
+def test_attention_goes_with_the_precision(tmp_path: Path, precision: str, attention: str) -> None:
     config = TrainingConfig.model_validate({"precision": precision})
-    assert machine.settled(config, tmp_path, 32) == config.model_copy(update={"attention": kernel})
+    assert machine.settled(config, tmp_path, 32) == config.model_copy(update={"attention": attention})
 
 
 def test_without_the_kernel_attention_is_dense_and_the_reason_kept(tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def test_masters_hold_more_than_bf16(make_learner: MakeLearner, tmp_path: Path) 
     assert not torch.equal(weight, weight.bfloat16().float())
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("case", ["full-muon", "lora"])
 def test_the_kernel_trains_as_dense_attention_does(make_learner: MakeLearner, tmp_path: Path, case: str) -> None:
     method, skill, options = CASES[case]
