@@ -9,7 +9,7 @@ BASE ?= error-free
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv sweep smoke plan report publish ui pretrain data-peek test check format clean
+.PHONY: help venv sweep smoke plan report publish ui pretrain data-peek bench-data test check format clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once, a few minutes)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(RUN) data sample -n 1 --retry-rate 0.5 > /dev/null  # compiles the generator
 	@touch $@
 
 venv: $(STAMP)  ## create or update the virtual environment, nothing else
@@ -44,6 +45,9 @@ ui: $(STAMP)  ## open MLflow on 127.0.0.1 on the runs of this folder
 
 pretrain: $(STAMP)  ## pretrain a base from scratch (FAMILY=nano BASE=error-free|retry SEED=0)
 	@$(RUN) pretrain --family $(FAMILY) --base $(BASE) --seed $(SEED)
+
+bench-data: $(STAMP)  ## measure how fast problems are generated, beside what a trainer reads
+	@$(VENV)/bin/python benchmarks/data.py
 
 data-peek: $(STAMP)  ## print problems with mistakes, retractions and loss mask in colour
 	@$(RUN) data show

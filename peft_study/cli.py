@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from typer.core import TyperGroup
 
 from peft_study import __version__
+from peft_study.cli_data import data_app
 from peft_study.errors import ConfigError, PeftStudyError
 
 if TYPE_CHECKING:
-    from peft_study.igsm.stream import Document
     from peft_study.study.progress import SweepProgress
     from peft_study.study.sweep import Outcome
     from peft_study.training.supervised import Point
@@ -35,6 +34,10 @@ class _Commands(TyperGroup):
         except PeftStudyError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from error
+        except BrokenPipeError:
+            # Whoever read our output has seen enough; nothing more can be written, not even at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from here", err=True)
             raise typer.Exit(130) from None
@@ -53,7 +56,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-data_app = typer.Typer(help="Look at the synthetic problems that models are trained on.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 RunsOption = Annotated[
@@ -83,62 +85,6 @@ def _root(
 ) -> None:
     # A polite kill is a stop like Ctrl-C: what runs is recorded as stopped and goes on the next time.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-@data_app.command("show")
-def data_show(
-    n: Annotated[int, typer.Option("-n", min=1, help="How many problems.")] = 3,
-    family: Annotated[str, typer.Option(help="Problem family.")] = "nano",
-    op: Annotated[int, typer.Option(min=0, help="Operations of each problem; 0 for any.")] = 4,
-    retry_rate: Annotated[float, typer.Option(help="How often a mistake is put in, from 0 to below 1.")] = 0.2,
-    order: Annotated[Literal["pq", "qp"], typer.Option(help="Problem or question first.")] = "pq",
-    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Which problems.")] = "train",
-    seed: Annotated[int, typer.Option(help="Another seed gives other problems.")] = 0,
-) -> None:
-    """Print problems with their mistakes, retractions and loss mask.
-
-    In the solution, words in {braces} have no loss for correction. Decision points, where detection says right or
-    wrong, are the word `as`: green where the step is right, red where it is a mistake.
-    """
-    from peft_study.igsm.families import family_named
-    from peft_study.igsm.mistakes import check_retry_rate
-    from peft_study.igsm.stream import StreamSettings, draw_document
-
-    check_retry_rate(retry_rate)
-    settings = StreamSettings(
-        family=family_named(family), split=split, order=order, ops=(op,) if op else (), retry_rate=retry_rate, seed=seed
-    )
-    console = Console(highlight=False)
-    for index in range(n):
-        document = draw_document(settings, index)
-        console.rule(f"problem {index}: op={document.problem.op}, mistakes: {len(document.mistakes)}")
-        console.print(coloured(document, order))
-
-
-def coloured(document: "Document", order: str = "pq") -> Text:
-    """Return a document as text: a line for the problem, one for each sentence of the solution."""
-    import numpy as np
-
-    from peft_study.igsm.text import LEANING_SIGNS, SOLUTION, Kind, document_words
-    from peft_study.skills.targets import correction_targets
-
-    styles = {Kind.PROBLEM: "dim", Kind.AS: "bold green", Kind.MISTAKE: "red", Kind.MISTAKE_AS: "bold red"}
-    styles |= {Kind.BACK: "bold magenta", Kind.FINAL: "bold"}
-    words = document_words(document.problem, document.solution, document.mistakes, order)
-    # The word before the document is [END]; the first word of a window never has loss.
-    learned = correction_targets(np.array([Kind.PROBLEM, *(word.kind for word in words)]), mask=True)[1:]
-    text, in_solution, masked = Text(), False, False
-    for word, has_loss in zip(words, learned, strict=True):
-        hidden = in_solution and not has_loss
-        text.append("}" if masked and not hidden else "")
-        text.append("" if word.text in LEANING_SIGNS or not text.plain or text.plain.endswith("\n") else " ")
-        text.append("{" if hidden and not masked else "")
-        text.append(word.text, styles.get(word.kind, ""))
-        masked = hidden
-        in_solution = in_solution or word.text == SOLUTION
-        if word.text == SOLUTION or (in_solution and word.text == "."):
-            text.append("\n")
-    return text
 
 
 @app.command()
@@ -209,28 +155,30 @@ def _write_report(sweep_name: str, runs: Path, digest: str = "") -> Path:
 
 @app.command()
 def pretrain(
+    overrides: OverridesArgument = None,
+    *,
     base: Annotated[Literal["error-free", "retry"], typer.Option(help="Without or with mistakes.")] = "error-free",
     family: Annotated[str, typer.Option(help="Problem family.")] = "nano",
     seed: Annotated[int, typer.Option(min=0, help="Both bases of a pair have the same.")] = 0,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to read; left out for the family's own.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Problems of each op that the base is measured on.")] = 1024,
     runs: RunsOption = RUNS,
 ) -> None:
-    """Pretrain a base from scratch, measure it, and write it with its card under checkpoints/.
+    """Pretrain a base, measure it, and write it with its card under checkpoints/.
 
-    Takes an hour or more on CPU. Stop it, or kill it, and the same command goes on from its last checkpoint.
+    Takes an hour or more on CPU. Stop it, or kill it, and the same command goes on from its last checkpoint. Changes
+    are those of the pretraining config, such as training.tokens=1000000; with start=FOLDER it goes on from a base.
     """
     from peft_study.igsm.families import family_named
     from peft_study.study.bases import make_base
+    from peft_study.study.config import build, flatten, overrides_layer
     from peft_study.study.progress import SweepProgress
     from peft_study.study.stores import locked, storage_errors
     from peft_study.training.machine import prepare_process
     from peft_study.training.pretrain import PretrainConfig
 
     family_named(family)
-    config = PretrainConfig(family=family, base=base, seed=seed)
-    if tokens is not None:
-        config = config.model_copy(update={"training": config.training.model_copy(update={"tokens": tokens})})
+    asked = {"family": family, "base": base, "seed": seed, **overrides_layer(overrides or ())}
+    config = build(PretrainConfig, flatten(PretrainConfig().model_dump()), asked)
     name = f"{family}-{base}-seed{seed}"
     console = Console(highlight=False)
     prepare_process(threads=1)

@@ -13,3 +13,8 @@ def write_atomic(path: Path, text: str) -> None:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Return where this user keeps what is compiled for this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft_study"

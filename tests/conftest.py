@@ -11,8 +11,9 @@ from peft_study.errors import KernelError
 from peft_study.igsm.families import NANO, FamilySettings
 from peft_study.igsm.mistakes import Mistake
 from peft_study.igsm.problem import Formula, Parameter, Problem
+from peft_study.igsm.settings import StreamSettings
 from peft_study.igsm.solution import Calculation, Operand, Solution, Step
-from peft_study.igsm.stream import Document, StreamSettings, draw_document
+from peft_study.igsm.stream import Document, draw_document
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.models.attention import require_kernel
 from peft_study.models.base import Architecture, build_base

@@ -78,7 +78,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "data", "data show", "pretrain", "finetune", "evaluate", "sweep", "report", "publish", "ui"]
+    "command",
+    [
+        "",
+        "data",
+        "data show",
+        "data sample",
+        "data verify",
+        "data build",
+        "pretrain",
+        "finetune",
+        "evaluate",
+        "sweep",
+        "report",
+        "publish",
+        "ui",
+    ],
 )
 def test_every_command_explains_itself(command: str) -> None:
     result = call(*command.split(), "--help")

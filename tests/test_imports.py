@@ -20,7 +20,7 @@ LAYERS = (
     ("peft_study.evaluation",),
     ("peft_study.study",),
     ("analysis",),
-    ("peft_study.cli", "peft_study.__main__"),
+    ("peft_study.cli", "peft_study.cli_data", "peft_study.__main__"),
 )
 """Below first: a module imports from its own layer and those before it."""
 
@@ -28,6 +28,8 @@ DOORS = {
     "mlflow": ("peft_study.study.tracking", "analysis.export"),
     "optuna": ("peft_study.study.ledger",),
     "peft": ("peft_study.models.adapters",),
+    "datasets": ("peft_study.igsm.export",),
+    "numba": ("peft_study.igsm.fast",),
     "bitsandbytes": ("peft_study.models.quantize",),
     "ray": ("peft_study.study.launch",),
     "matplotlib": ("analysis",),

@@ -86,6 +86,7 @@ class Evaluator:
             split=self.config.split,
             seed=self.config.seed,
             order=self.data.order,
+            kind=self.data.kind,
             retry_rate=rate,
         )
 
@@ -161,6 +162,7 @@ class Evaluator:
             split="validation",
             seed=derive_seed(self.config.seed, "threshold"),
             order=self.data.order,
+            kind=self.data.kind,
             retry_rate=self.mistakes_rate,
         )
         points = injected_points(documents, self.data.order)

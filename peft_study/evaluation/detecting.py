@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from peft_study.evaluation.problems import Attempt, prompt_ids
 from peft_study.igsm.families import Order
+from peft_study.igsm.settings import StreamSettings
 from peft_study.igsm.solution import state_after
-from peft_study.igsm.stream import Document, StreamSettings, document_tokens
+from peft_study.igsm.stream import Document, document_tokens
 from peft_study.igsm.text import BACK, END, Word, step_words
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.igsm.verify import Verdict

@@ -8,7 +8,9 @@ from transformers import Qwen3ForCausalLM
 
 from peft_study.decoding.engine import generate
 from peft_study.igsm.families import FamilySettings, Order
-from peft_study.igsm.stream import Document, Split, StreamSettings, draw_document
+from peft_study.igsm.mistakes import MistakeKind
+from peft_study.igsm.settings import Split, StreamSettings
+from peft_study.igsm.stream import Document, draw_document
 from peft_study.igsm.text import ANSWER, END, join, problem_words, prompt_words
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.igsm.verify import Judgement, judge
@@ -36,11 +38,21 @@ def _drawn(settings: StreamSettings, n: int) -> tuple[Document, ...]:
 
 
 def draw_problems(
-    family: FamilySettings, op: int, n: int, *, split: Split, seed: int, order: Order = "pq", retry_rate: float = 0.0
+    family: FamilySettings,
+    op: int,
+    n: int,
+    *,
+    split: Split,
+    seed: int,
+    order: Order = "pq",
+    kind: MistakeKind = "retry",
+    retry_rate: float = 0.0,
 ) -> Sequence[Document]:
     """Return `n` documents with exactly `op` operations; the same arguments give the same documents."""
-    settings = StreamSettings(family=family, split=split, order=order, ops=(op,), retry_rate=retry_rate, seed=seed)
-    return _drawn(settings, n)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
+    settings = StreamSettings(
+        family=family, split=split, order=order, ops=(op,), kind=kind, retry_rate=retry_rate, seed=seed
+    )
+    return _drawn(settings, n)
 
 
 def prompt_ids(document: Document, order: Order) -> list[int]:

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from random import Random
 
+from peft_study.igsm.chance import Chance
 from peft_study.igsm.families import FamilySettings
 
 
@@ -30,22 +30,26 @@ class Shape:
     """Probability to add a vertex where none is needed."""
 
 
-def draw_shape(rng: Random, family: FamilySettings, op: int) -> Shape:
-    """Draw the hyper-parameters of a problem with `op` operations (the paper's 'light' style, op given)."""
-    s = op
-    n = max(rng.randint(1, s), rng.randint(1, s))
-    m = rng.randint(n, s)
+def draw_shape(rng: Chance, family: FamilySettings, s: int) -> Shape:
+    """Draw the hyper-parameters of a problem that aims at `s` operations (paper: Algorithm 7)."""
+    first, second = rng.between(1, s), rng.between(1, s)
+    if family.style == "middle":
+        n, m = min(first, second), max(first, second)
+    else:
+        n = max(first, second)
+        m = rng.between(n, s)
     relative = (s - 1) / (family.ip_max - 1)
-    weights = [math.exp(-((relative - centre) ** 2)) for centre in (0.2, 0.5, 0.8)[: len(family.sizes)]]
-    d, first, second = rng.choices(family.sizes, weights, k=3)
+    away = [relative - centre for centre in (0.2, 0.5, 0.8)[: len(family.sizes)]]
+    weights = [math.exp(-(distance * distance)) for distance in away]
+    d, first, second = (family.sizes[rng.weighted(weights)] for _ in range(3))
     w0, w1 = min(first, second), max(first, second)
-    p = rng.random()
+    p = rng.uniform()
     low, high = (d - 1) * w0, max((d - 1) * w0, family.ip_max)
-    e = min(rng.randint(low, high), rng.randint(low, high), (d - 1) * w1 * w1)
+    e = min(rng.between(low, high), rng.between(low, high), (d - 1) * w1 * w1)
     return Shape(s, n, m, d, w0, w1, e, p)
 
 
-def draw_structure(rng: Random, shape: Shape) -> list[list[list[int]]]:
+def draw_structure(rng: Chance, shape: Shape) -> list[list[list[int]]]:
     """Return children[layer][item] = items of the next layer that it holds, ascending; the last layer has none.
 
     Items are added until `shape.e` edges fit and, beyond that, with probability `shape.p`; every item but
@@ -55,13 +59,13 @@ def draw_structure(rng: Random, shape: Shape) -> list[list[list[int]]]:
     while True:
         most = sum(a * b for a, b in pairwise(counts))
         fewest = sum(counts[1:])
-        if most >= shape.e and (fewest == shape.e or rng.random() >= shape.p):
+        if most >= shape.e and (fewest == shape.e or rng.uniform() >= shape.p):
             break
         roomy = [layer for layer in range(shape.d) if counts[layer] < shape.w1]
         if not roomy:
             break
         counts[rng.choice(roomy)] += 1
-    edges = {(i, rng.randrange(counts[i]), k) for i in range(shape.d - 1) for k in range(counts[i + 1])}
+    edges = {(i, rng.below(counts[i]), k) for i in range(shape.d - 1) for k in range(counts[i + 1])}
     others = [
         (i, j, k)
         for i in range(shape.d - 1)

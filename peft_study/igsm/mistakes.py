@@ -1,15 +1,25 @@
-"""Mistakes: steps that cannot be taken yet, inserted and taken back (Part 2.2, section 4).
+"""Mistakes: steps that are not to be taken, inserted and taken back (Part 2.2, section 4).
 
-At the start of each solution sentence, with probability `retry_rate`, `Define X as [BACK].` is inserted for
-an X that cannot be computed yet; then again with the same probability, so the count is geometric.
+At the start of each solution sentence, with probability `retry_rate`, `Define X as [BACK].` is inserted; then again
+with the same probability, so the count is geometric. What X is drawn from depends on the kind:
+
+- `retry`: parameters in use that are neither known nor computable yet;
+- `weak`: what the solution still has to define, the right one included (as in the published code);
+- `weak_strict`: what the solution defines later than the next step;
+- `miss`: instance parameters not defined yet, necessary or not, computable or not.
+
+No X is drawn twice at one place. Of the last three an X can be computable, so that it is not wrong by its state label.
 """
 
-from random import Random
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from peft_study.errors import ConfigError
+from peft_study.igsm.chance import Chance
 from peft_study.igsm.problem import Parameter, Problem
-from peft_study.igsm.solution import state_after
+from peft_study.igsm.solution import State, state_after
+
+MistakeKind = Literal["retry", "weak", "weak_strict", "miss"]
+MISTAKE_KINDS: tuple[MistakeKind, ...] = get_args(MistakeKind)
 
 
 class Mistake(NamedTuple):
@@ -17,6 +27,8 @@ class Mistake(NamedTuple):
 
     before: int
     parameter: Parameter
+    computable: bool = False
+    """The state label: whether all that it is computed from is known there."""
 
 
 def check_retry_rate(retry_rate: float) -> None:
@@ -25,24 +37,38 @@ def check_retry_rate(retry_rate: float) -> None:
         raise ConfigError(f"retry_rate must be in [0, 1), but got {retry_rate}; 0 means no mistakes")
 
 
-def draw_mistakes(rng: Random, problem: Problem, retry_rate: float) -> list[Mistake]:
-    """Return `retry` mistakes for the clean solution of `problem`, in order of insertion.
+def _in_number(parameter: Parameter) -> tuple[int, ...]:
+    """Return the key of the order in which compiled code numbers parameters."""
+    level = parameter.target - parameter.layer if parameter.abstract else 0
+    return parameter.abstract, level, parameter.layer, parameter.item, parameter.target
 
-    The pool at each place is every parameter in use that is neither known nor computable (state label
-    'wrong') and was not already tried there. Where the pool is empty, no mistake is possible and none is made.
+
+def _pool(problem: Problem, kind: MistakeKind, step: int, state: State) -> list[Parameter]:
+    if kind == "retry":
+        # Sorted, since the order of a set would make the draw depend on more than the seed.
+        return sorted(set(problem.parents) - state.known - state.can_next, key=_in_number)
+    if kind == "miss":
+        return sorted(set(problem.formulas) - state.known, key=_in_number)
+    return list(problem.order[step if kind == "weak" else step + 1 :])
+
+
+def draw_mistakes(rng: Chance, problem: Problem, retry_rate: float, kind: MistakeKind = "retry") -> list[Mistake]:
+    """Return mistakes for the clean solution of `problem`, in order of insertion.
+
+    Where the pool of a place is empty, no mistake is possible and none is made.
     """
     check_retry_rate(retry_rate)
     mistakes: list[Mistake] = []
     if not retry_rate:
         return mistakes
     for step in range(len(problem.order)):
+        state = state_after(problem, step)
         pool: list[Parameter] | None = None
-        while rng.random() < retry_rate:
+        while rng.uniform() < retry_rate:
             if pool is None:
-                state = state_after(problem, step)
-                # Sorted, since the order of a set would make the draw depend on more than the seed.
-                pool = sorted(set(problem.parents) - state.known - state.can_next)
+                pool = _pool(problem, kind, step, state)
             if not pool:
                 break
-            mistakes.append(Mistake(step, pool.pop(rng.randrange(len(pool)))))
+            parameter = pool.pop(rng.below(len(pool)))
+            mistakes.append(Mistake(step, parameter, parameter in state.can_next))
     return mistakes

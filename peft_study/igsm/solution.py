@@ -7,10 +7,10 @@ terms are folded from the left; an abstract parameter above level 1 multiplies p
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from random import Random
 from typing import NamedTuple
 
 from peft_study.errors import DataError
+from peft_study.igsm.chance import Chance
 from peft_study.igsm.problem import Formula, Parameter, Problem
 from peft_study.igsm.vocabulary import LETTERS
 
@@ -90,12 +90,12 @@ def plan_operations(
             constant = Operand("", formula.constant)
             total = constant if total is None else emit(formula.constant_op, constant, total)
     if not plan:
-        assert total is not None
-        emit("", total, None)
+        # An item that holds nothing has none of what is counted.
+        emit("", Operand("", 0) if total is None else total, None)
     return plan
 
 
-def solve(problem: Problem, rng: Random) -> Solution:
+def solve(problem: Problem, rng: Chance) -> Solution:
     """Return the clean solution of `problem`; letters are drawn from `rng`, without replacement."""
     family = problem.family
     if problem.op > family.letter_pool:
@@ -128,11 +128,18 @@ def solve(problem: Problem, rng: Random) -> Solution:
 
 
 class State(NamedTuple):
-    """What is true of every parameter in use after some steps of a solution."""
+    """The state labels: what is true of every parameter in use after some steps of a solution (Part 2.1, section 4)."""
 
     known: frozenset[Parameter]
     can_next: frozenset[Parameter]
-    """Not known, but all it is computed from is: the right answers at the next `Define`."""
+    """Not known, but all it is computed from is."""
+    necessary: frozenset[Parameter]
+    """What the question needs."""
+
+    @property
+    def necessary_next(self) -> frozenset[Parameter]:
+        """What can be computed and is needed: the right answers at the next `Define`."""
+        return self.can_next & self.necessary
 
 
 def state_after(problem: Problem, num_steps: int) -> State:
@@ -143,4 +150,9 @@ def state_after(problem: Problem, num_steps: int) -> State:
         for parameter, parents in problem.parents.items()
         if parameter not in known and all(parent in known for parent in parents)
     )
-    return State(known, can_next)
+    return State(known, can_next, frozenset(problem.order))
+
+
+def values_after(solution: Solution, num_steps: int) -> dict[Parameter, int]:
+    """Return the values of the parameters known after the first `num_steps` steps: the label `value`."""
+    return {step.parameter: step.calculations[-1].result for step in solution.steps[:num_steps]}

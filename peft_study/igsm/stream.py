@@ -4,43 +4,28 @@ Document `i` of a seed has the same problem whatever its mistakes are, and does 
 before it, so a stream resumes from an index and two skills read the same sequences.
 """
 
-import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal, NamedTuple
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from peft_study.errors import DataError
-from peft_study.igsm.families import FamilySettings, Order
+from peft_study.igsm.chance import Chance, state_at
+from peft_study.igsm.families import FamilySettings
+from peft_study.igsm.fast.document import is_possible, write_document
+from peft_study.igsm.fast.layout import new_draft
 from peft_study.igsm.mistakes import Mistake, draw_mistakes
-from peft_study.igsm.problem import MAX_DRAWS, Problem, draw_problem
+from peft_study.igsm.problem import MAX_DRAWS, Problem, try_problem
+from peft_study.igsm.reask import ask_again, questions
+from peft_study.igsm.settings import Split, StreamSettings, op_law
 from peft_study.igsm.solution import Solution, solve
-from peft_study.igsm.text import END, Kind, document_words, question_words, sentence_words
+from peft_study.igsm.splits import split_of
+from peft_study.igsm.tables import lexicon, rules
+from peft_study.igsm.text import END, PAD, Kind, document_words
 from peft_study.igsm.tokenizer import word_ids
-from peft_study.rng import python_stream
-
-Split = Literal["train", "validation", "test"]
-
-SPLIT_BINS: dict[str, range] = {"train": range(17), "validation": range(17, 20), "test": range(20, 23)}
-"""Bins of the problem's hash modulo 23: training as in Part 2.1, Remark D.7, the rest halved."""
-
-
-class StreamSettings(BaseModel):
-    """Which documents a stream gives."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    family: FamilySettings
-    split: Split = "train"
-    order: Order = "pq"
-    ops: tuple[int, ...] = ()
-    """Operation counts to draw from, uniformly; empty for 1 to the family's `op_max` by its own law."""
-    retry_rate: float = Field(default=0.0, ge=0, lt=1)
-    """Probability of a mistake before each solution sentence, repeated geometrically; 0 for clean data."""
-    seed: int = 0
+from peft_study.rng import derive_seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,34 +37,132 @@ class Document:
     mistakes: list[Mistake]
 
 
-def split_of(problem: Problem) -> str:
-    """Return the split that `problem` belongs to: by the hash of its sentences, whatever their order."""
-    sentences = sorted(" ".join(sentence_words(problem, parameter)) for parameter in problem.formulas)
-    text = "|".join([*sentences, " ".join(question_words(problem))])
-    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 23
-    return next(split for split, bins in SPLIT_BINS.items() if number in bins)
+_REASKED_DRAWS = 1_000
+_FAR = 2**40
+"""From an index to that of the problem to take instead."""
+
+
+@cache
+def possible_ops(family: FamilySettings, split: Split) -> frozenset[int]:
+    """Return the operation counts of training that `split` has problems of.
+
+    With few operations there are few templates, so that a split by template can be left without any: then the target
+    of the official law is drawn again.
+    """
+    settings = StreamSettings(family=family, split=split, ops=(1,))
+    table, words, draft = rules(settings), lexicon(family), new_draft()
+    ids, kinds = np.empty(2**12, np.uint16), np.empty(2**12, np.uint8)
+    return frozenset(
+        op
+        for op in range(1, family.op_max + 1)
+        if is_possible(np.uint64(derive_seed(0, "possible", op)), table, words, op, table.draws, draft, ids, kinds)
+    )
+
+
+def official_op(rng: Chance, family: FamilySettings, split: Split) -> int:
+    """Draw the target of the official law: the smaller of two uniform draws, again where `split` has no such op."""
+    while True:
+        op = min(rng.between(1, family.op_max), rng.between(1, family.op_max))
+        if op in possible_ops(family, split):
+            return op
+
+
+def _draws(settings: StreamSettings) -> int:
+    return MAX_DRAWS["given" if op_law(settings)[0] else "official"]
+
+
+def _impossible(settings: StreamSettings, op: int) -> DataError:
+    return DataError(
+        f"family {settings.family.name!r} makes no {settings.split} problem with op={op} in {_draws(settings)} draws; "
+        f"choose op from 1 to about {max(settings.family.ood_ops)}, or another split"
+    )
+
+
+def draw_plainly(settings: StreamSettings, index: int) -> Document:
+    """Return document `index` of the stream, drawn in plain Python: the reference of what compiled code does."""
+    family = settings.family
+    rng = Chance(state_at(derive_seed(settings.seed, "problem", settings.split), index))
+    ops, weights = op_law(settings)
+    op = ops[rng.weighted(weights)] if ops else official_op(rng, family, settings.split)
+    for _ in range(_draws(settings) if op > 0 else 0):
+        problem = try_problem(rng, family, op, official=not ops)
+        if problem is not None and split_of(problem) == settings.split:
+            return _complete(settings, index, problem, rng)
+    raise _impossible(settings, op)
+
+
+def _complete(settings: StreamSettings, index: int, problem: Problem, rng: Chance) -> Document:
+    solution = solve(problem, rng)
+    chance = Chance(state_at(derive_seed(settings.seed, "mistakes", settings.split), index))
+    return Document(problem, solution, draw_mistakes(chance, problem, settings.retry_rate, settings.kind))
+
+
+class Writer:
+    """Compiled code set up for one stream; `ids` and `kinds` hold the document written last. For one thread."""
+
+    def __init__(self, settings: StreamSettings) -> None:
+        self.settings = settings
+        self.seed = np.uint64(derive_seed(settings.seed, "problem", settings.split))
+        self.mistake_seed = np.uint64(derive_seed(settings.seed, "mistakes", settings.split))
+        self.rules, self.lexicon, self.draft = rules(settings), lexicon(settings.family), new_draft()
+        if self.rules.official:
+            for op in range(settings.family.op_max + 1):
+                self.rules.possible[op] = op in possible_ops(settings.family, settings.split)
+        self.ids, self.kinds = np.empty(2**14, np.uint16), np.empty(2**14, np.uint8)
+        if not settings.ops or min(settings.ops) >= 1:
+            # The letters are drawn by compiled code, which cannot say what is wrong.
+            most = max(settings.ops, default=settings.family.op_max)
+            if most > settings.family.letter_pool:
+                raise DataError(
+                    f"family {settings.family.name!r} has {settings.family.letter_pool} letters, but a solution with "
+                    f"op={most} needs {most}; set letter_pool to at least {most}"
+                )
+
+    def write(self, index: int) -> tuple[int, int, int]:
+        """Write document `index`; return its length, its op and the state its problem was drawn from."""
+        length, op, _, began = write_document(
+            self.seed, self.mistake_seed, index, self.rules, self.lexicon, self.draft, self.ids, self.kinds
+        )
+        if length == -1:
+            raise _impossible(self.settings, int(op))
+        if length < 0:
+            raise DataError(
+                f"document {index} of family {self.settings.family.name!r} has more than {len(self.ids)} tokens; "
+                f"set retry_rate below {self.settings.retry_rate}"
+            )
+        return int(length), int(op), int(began)
+
+
+@lru_cache(maxsize=64)
+def _writer(settings: StreamSettings) -> Writer:
+    return Writer(settings)
+
+
+def _asked_again(settings: StreamSettings, index: int) -> Document:
+    """Return document `index` of a stream of problems with another question, of the split and with letters enough."""
+    plain = settings.model_copy(update={"reask": False})
+    rng = Chance(state_at(derive_seed(settings.seed, "reask", settings.split), index))
+    for attempt in range(_REASKED_DRAWS):
+        problem = draw_document(plain, index + attempt * _FAR).problem
+        for query in rng.sample(candidates := questions(problem), len(candidates)):
+            asked = ask_again(problem, query, rng)
+            if asked.op <= settings.family.letter_pool and split_of(asked) == settings.split:
+                return _complete(settings, index, asked, rng)
+    raise DataError(
+        f"no other question makes a {settings.split} problem of family {settings.family.name!r} in {_REASKED_DRAWS} "
+        "draws; choose another split"
+    )
 
 
 def draw_document(settings: StreamSettings, index: int) -> Document:
     """Return document `index` of the stream."""
-    family = settings.family
-    rng = python_stream(settings.seed, "problem", settings.split, index)
-    ops = settings.ops or range(1, family.op_max + 1)
-    [op] = rng.choices(ops, None if settings.ops else [family.op_ratio**op for op in ops])
-    for _ in range(MAX_DRAWS):
-        problem = draw_problem(rng, family, op)
-        if split_of(problem) == settings.split:
-            break
-    else:
-        raise DataError(
-            f"family {family.name!r} makes no {settings.split} problem with op={op} in {MAX_DRAWS} draws; "
-            "choose another op or split"
-        )
-    solution = solve(problem, rng)
-    mistakes = draw_mistakes(
-        python_stream(settings.seed, "mistakes", settings.split, index), problem, settings.retry_rate
-    )
-    return Document(problem, solution, mistakes)
+    if settings.reask:
+        return _asked_again(settings, index)
+    _, op, began = _writer(settings).write(index)
+    rng = Chance(began)
+    problem = try_problem(rng, settings.family, op, official=not op_law(settings)[0])
+    assert problem is not None, "compiled code has found this problem"
+    return _complete(settings, index, problem, rng)
 
 
 class Tokens(NamedTuple):
@@ -99,35 +182,46 @@ def document_tokens(settings: StreamSettings, document: Document) -> Tokens:
     )
 
 
-@lru_cache(maxsize=2**15)
-def _tokens_at(settings: StreamSettings, index: int) -> Tokens:
-    """Return document `index`.
-
-    The trials of a sweep read the same documents: what a process has drawn for one it keeps for the next.
-    """
-    return document_tokens(settings, draw_document(settings, index))
+def written(settings: StreamSettings, index: int) -> Tokens:
+    """Return document `index` as compiled code writes it: views that are good until the next call."""
+    writer = _writer(settings)
+    length, _, _ = writer.write(index)
+    return Tokens(writer.ids[:length], writer.kinds[:length])
 
 
 class WindowStream:
-    """Packed training windows: [END], then whole documents one after another, the last one cut on the right."""
+    """Training windows: [END], then whole documents one after another, the last one cut on the right (the paper's way).
 
-    def __init__(self, settings: StreamSettings, *, length: int | None = None, next_index: int = 0) -> None:
+    Without `packed` each window is [END] and one document, then [PAD], given as part of the problem: it has no loss.
+    Documents that do not fit into a window are left out.
+    """
+
+    def __init__(
+        self, settings: StreamSettings, *, length: int | None = None, next_index: int = 0, packed: bool = True
+    ) -> None:
         self.settings = settings
+        self.packed = packed
+        self.end_id = word_ids(settings.family)[END]
+        self.pad_id = word_ids(settings.family)[PAD]
         self.length = length or settings.family.max_tokens
         """Tokens of a window."""
         self.next_index = next_index
         """The document the next window starts with: the whole state of the stream."""
 
+    def _document(self, index: int) -> Tokens:
+        if self.settings.reask:
+            return document_tokens(self.settings, draw_document(self.settings, index))
+        return written(self.settings, index)
+
     def read(self, num_windows: int) -> Tokens:
         """Return the next windows, both arrays of shape [num_windows, length]."""
-        ids = np.empty((num_windows, self.length), np.uint16)
-        kinds = np.empty((num_windows, self.length), np.uint8)
-        end = word_ids(self.settings.family)[END]
+        ids = np.full((num_windows, self.length), self.pad_id, np.uint16)
+        kinds = np.full((num_windows, self.length), Kind.PROBLEM, np.uint8)
         for row in range(num_windows):
-            ids[row, 0], kinds[row, 0] = end, Kind.PROBLEM
+            ids[row, 0] = self.end_id
             filled = 1
             while filled < self.length:
-                tokens = _tokens_at(self.settings, self.next_index)  # pyright: ignore[reportArgumentType]  # hashable
+                tokens = self._document(self.next_index)
                 self.next_index += 1
                 if len(tokens.ids) >= self.length:
                     continue
@@ -135,4 +229,6 @@ class WindowStream:
                 ids[row, filled : filled + fits] = tokens.ids[:fits]
                 kinds[row, filled : filled + fits] = tokens.kinds[:fits]
                 filled += fits
+                if not self.packed:
+                    break
         return Tokens(ids, kinds)

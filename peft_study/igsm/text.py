@@ -76,11 +76,15 @@ class Kind(IntEnum):
     FINAL = 11
     """The answer."""
     MISTAKE = 12
-    """`Define X` of a mistake."""
+    """The parameter that a mistake defines."""
     MISTAKE_AS = 13
     """The `as` of a mistake whose parameter cannot be computed: a decision point labelled wrong."""
     BACK = 14
     """The retraction."""
+    MISTAKE_AS_RIGHT = 15
+    """The `as` of a mistake whose parameter can be computed (`weak`, `miss`): a decision point labelled right."""
+    MISTAKE_DEFINE = 16
+    """The `Define` of a mistake."""
 
 
 class Word(NamedTuple):
@@ -193,8 +197,9 @@ def mistake_words(problem: Problem, mistake: Mistake) -> list[Word]:
     """Return the words of a mistake that is taken back: `Define X as [BACK]`, with its full stop."""
     owner, thing = problem.names(mistake.parameter)
     return [
-        *(Word(text, Kind.MISTAKE) for text in ("Define", owner, "'s", thing)),
-        Word("as", Kind.MISTAKE_AS),
+        Word("Define", Kind.MISTAKE_DEFINE),
+        *(Word(text, Kind.MISTAKE) for text in (owner, "'s", thing)),
+        Word("as", Kind.MISTAKE_AS_RIGHT if mistake.computable else Kind.MISTAKE_AS),
         Word(BACK, Kind.BACK),
         Word(".", Kind.SYNTAX),
     ]

@@ -11,15 +11,22 @@ from peft_study.igsm.vocabulary import LETTERS, all_names
 
 
 @cache
-def _word_ids(modulus: int, letter_pool: int, chains: int, subcategories: int) -> dict[str, int]:
+def _word_ids(modulus: int, letter_pool: int, chains: int, subcategories: int, names: int) -> dict[str, int]:
     numbers = [str(number) for number in range(modulus)]
-    words = [*SPECIAL_WORDS, *PHRASES, *SIGNS, *numbers, *LETTERS[:letter_pool], *all_names(chains, subcategories)]
+    words = [
+        *SPECIAL_WORDS,
+        *PHRASES,
+        *SIGNS,
+        *numbers,
+        *LETTERS[:letter_pool],
+        *all_names(chains, subcategories, names),
+    ]
     return {word: i for i, word in enumerate(words)}
 
 
 def word_ids(family: FamilySettings) -> dict[str, int]:
     """Return the id of every word of `family`: special words, grammar, numbers, letters, names. Do not change it."""
-    return _word_ids(family.modulus, family.letter_pool, family.chains, family.subcategories)
+    return _word_ids(family.modulus, family.letter_pool, family.chains, family.subcategories, family.names)
 
 
 def build_tokenizer(family: FamilySettings) -> PreTrainedTokenizerFast:

@@ -163,7 +163,10 @@ class ProblemFacts:
         for owner, thing in problem.formulas:
             self.children.setdefault(owner, []).append(thing)
         self.layer: dict[str, int] = {}
-        for owner in self.children:
+        asked = [operand for formula in problem.formulas.values() for operand in formula.operands]
+        # An item of the top layer that holds nothing has no sentence, but can be counted over: it has 0 of everything.
+        empty = [owner for owner, thing in (*asked, problem.query) if (owner, thing) not in problem.formulas]
+        for owner in (*self.children, *empty):
             self._set_layer(owner, 0)
         self.category_layers: dict[str, list[int]] = {}
         self.values: dict[Reference, int] = {}
@@ -185,16 +188,17 @@ class ProblemFacts:
         return self.category_layers[category]
 
     def _count(self, owner: str, layer: int, category: str) -> Expression | None:
-        """Return how many things of `layer` are in each `owner`, or None where there are none."""
-        held = self.children.get(owner, [])
-        if not held or self.layer[owner] >= layer:
+        """Return how many things of `layer` are in each `owner`, or None where the layer is not below it."""
+        if self.layer[owner] >= layer:
             return None
+        held = self.children.get(owner, [])
+        if not held:
+            # The published generator asks for these too, and writes: so p = 0.
+            return "constant", 0
         total: Expression | None = None
         for thing in held:
             term: Expression = ("parameter", (owner, thing))
             if self.layer[thing] < layer:
-                if self._count(thing, layer, category) is None:
-                    return None
                 term = _combine("*", term, ("parameter", (thing, category)))
             total = term if total is None else _combine("+", total, term)
         return total

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from peft_study.errors import KernelError
+from peft_study.files import cache_folder
 
 VARLEN = "peft_study_varlen"
 """Name of the kernel among the attention functions of transformers."""
@@ -46,10 +47,6 @@ def additive_mask(first_BT: Tensor, dtype: torch.dtype) -> Tensor:
     return nothing.masked_fill(~seen_BTT, torch.finfo(dtype).min)[:, None]
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft_study"
-
-
 def _processor() -> str:
     """Return what tells processors apart, since the kernel is compiled for this one."""
     try:
@@ -69,7 +66,7 @@ def _library(head_width: int) -> ctypes.CDLL:
         raise KernelError("there is no C++ compiler (c++, g++ or clang++) on this machine, or CXX to name one")
     command = [compiler, *_FLAGS, f"-DHEAD_WIDTH={head_width}", str(_SOURCE)]
     key = hashlib.blake2b(f"{command}{_processor()}".encode() + _SOURCE.read_bytes(), digest_size=8).hexdigest()
-    path = _cache_folder() / f"attention-{key}.so"
+    path = cache_folder() / f"attention-{key}.so"
     try:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)

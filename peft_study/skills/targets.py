@@ -11,11 +11,19 @@ from peft_study.igsm.text import Kind
 RIGHT, WRONG, NOT_A_DECISION = 0, 1, -1
 
 
-def correction_targets(kinds_BT: NDArray[np.uint8], *, mask: bool) -> NDArray[np.bool_]:
-    """Return which tokens have loss when predicted: the solution, less `Define X as` of mistakes if `mask`."""
+MASKED: dict[str, tuple[Kind, ...]] = {
+    "none": (),
+    "name": (Kind.MISTAKE,),
+    "step": (Kind.MISTAKE, Kind.MISTAKE_DEFINE, Kind.MISTAKE_AS, Kind.MISTAKE_AS_RIGHT),
+}
+"""What of a mistake has no loss: nothing, the parameter's name, or `Define X as` (both in the published code)."""
+
+
+def correction_targets(kinds_BT: NDArray[np.uint8], *, masked: str) -> NDArray[np.bool_]:
+    """Return which tokens have loss: the solution, less what of mistakes is `masked` (a key of MASKED)."""
     targets = kinds_BT != Kind.PROBLEM
-    if mask:
-        targets &= (kinds_BT != Kind.MISTAKE) & (kinds_BT != Kind.MISTAKE_AS)
+    for kind in MASKED[masked]:
+        targets &= kinds_BT != kind
     # The first token of a window has nothing before it to be predicted from.
     targets[..., 0] = False
     return targets
@@ -24,7 +32,7 @@ def correction_targets(kinds_BT: NDArray[np.uint8], *, mask: bool) -> NDArray[np
 def decision_labels(kinds_BT: NDArray[np.uint8]) -> NDArray[np.int8]:
     """Return RIGHT or WRONG at decision points (the `as` of a step), NOT_A_DECISION elsewhere."""
     labels = np.full(kinds_BT.shape, NOT_A_DECISION, np.int8)
-    labels[kinds_BT == Kind.AS] = RIGHT
+    labels[(kinds_BT == Kind.AS) | (kinds_BT == Kind.MISTAKE_AS_RIGHT)] = RIGHT
     labels[kinds_BT == Kind.MISTAKE_AS] = WRONG
     return labels
 

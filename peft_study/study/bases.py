@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from peft_study.errors import StoreError
+from peft_study.errors import CheckpointError, StoreError
 from peft_study.evaluation.acceptance import acceptance, measure_base
 from peft_study.evaluation.problems import draw_problems, solve_problems
 from peft_study.igsm.families import family_named
-from peft_study.models.base import PRETRAINING_FILE, save_base
+from peft_study.models.base import PRETRAINING_FILE, Architecture, read_pretraining, save_base
 from peft_study.models.config import BaseConfig
 from peft_study.models.learner import Learner
 from peft_study.models.places import base_folder
@@ -34,6 +34,7 @@ def make_base(config: PretrainConfig, runs: Path, *, on_point: Callable[[Point],
     target = base_folder(BaseConfig(name=config.base, seed=config.seed), config.family)
     if (target / PRETRAINING_FILE).exists():
         raise StoreError(f"{target} holds a finished base; move it away to make it again")
+    config, before = _continued(config)
     work = runs / "pretrain" / target.name
     checks = {
         op: draw_problems(family, op, GENERATED, split="validation", seed=0)
@@ -55,6 +56,7 @@ def make_base(config: PretrainConfig, runs: Path, *, on_point: Callable[[Point],
         "family": family.model_dump(mode="json"),
         "training": summary._asdict(),
         "measured": report,
+        "continued_from": before,
         "acceptance": acceptance(report, family) if config.base == "error-free" else None,
         "provenance": {key: value for key, value in provenance().items() if key != "diff"},
         "curve": [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()],
@@ -62,6 +64,23 @@ def make_base(config: PretrainConfig, runs: Path, *, on_point: Callable[[Point],
     write_base(learner, target, record)
     shutil.rmtree(work)
     return target
+
+
+def _continued(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, Any] | None]:
+    """Return `config` with the shape of the base it starts from, and how that one was made; CheckpointError else."""
+    if config.start is None:
+        return config, None
+    before = read_pretraining(Path(config.start))
+    for key, value in (("family", config.family), ("base", config.base)):
+        if before["config"][key] != value:
+            raise CheckpointError(
+                f"{config.start} is of {key} {before['config'][key]}, but {value} is asked for; "
+                "start from a base of the same kind"
+            )
+    kept = ("config", "training", "provenance", "measured", "continued_from")
+    architecture = Architecture.model_validate(before["config"]["architecture"])
+    shaped = config.model_copy(update={"architecture": architecture})
+    return shaped, {key: before[key] for key in kept if key in before}
 
 
 def write_base(learner: Learner, target: Path, record: dict[str, Any]) -> None:

@@ -7,10 +7,37 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def pretrain_command(record: dict[str, Any]) -> str:
+    """Return the command that makes a base from what lies before it."""
+    config = record["config"]
+    command = f"make pretrain FAMILY={config['family']} BASE={config['base']} SEED={config['seed']}"
+    if not (config.get("start") or config.get("op_ratio")):
+        return command
+    words = [f"peft-study pretrain --family {config['family']} --base {config['base']} --seed {config['seed']}"]
+    words += [f"{key}={config[key]}" for key in ("start", "op_ratio") if config.get(key)]
+    words += [f"training.{key}={config['training'][key]}" for key in ("tokens", "lr", "muon_lr")]
+    return " ".join(words)
+
+
+def _continued_lines(record: dict[str, Any]) -> list[str]:
+    """Return a row of the table for each base that this one was continued from."""
+    lines, law = [], record["config"].get("op_ratio")
+    if law:
+        lines.append(f"| law of op | falling by {law} (the family's own: {record['family']['op_ratio']}) |")
+    before = record.get("continued_from")
+    while before:
+        lines.append(
+            f"| continued from | a base of {before['training']['tokens']:,} tokens: `{pretrain_command(before)}`, "
+            f"commit {before['provenance']['commit']} |"
+        )
+        before = before.get("continued_from")
+    return lines
+
+
 def base_card(record: dict[str, Any]) -> str:
     """Return the model card of a base, every number from its record."""
     config, family, measured, training = (record[key] for key in ("config", "family", "measured", "training"))
-    command = f"make pretrain FAMILY={config['family']} BASE={config['base']} SEED={config['seed']}"
+    command = pretrain_command(record)
     data = (
         "error-free solutions"
         if config["base"] == "error-free"
@@ -36,6 +63,7 @@ def base_card(record: dict[str, Any]) -> str:
         "|---|---|",
         f"| shape | Qwen3, {shape['layers']} layers, width {shape['width']}, {shape['heads']} heads, "
         f"MLP {shape['mlp_width']}, untied; {training['trainable_params']:,} parameters |",
+        *_continued_lines(record),
         f"| tokens read | {training['tokens']:,} ({training['tokens_with_loss']:,} with loss), "
         f"windows of {family['max_tokens']} |",
         f"| time | {training['seconds'] / 60:.0f} minutes on {record['provenance']['device']}, "

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -19,6 +19,8 @@ from peft_study.evaluation.config import EvaluationConfig
 from peft_study.models.config import BaseConfig, MethodConfig
 from peft_study.skills.config import DataConfig, SkillConfig
 from peft_study.training.config import TrainingConfig
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 class TrialConfig(BaseModel):
@@ -73,9 +75,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key.strip(), yaml.safe_load(value)
 
 
-def check_key(key: str) -> None:
-    """Raise ConfigError, naming the nearest key, unless the dotted `key` exists."""
-    keys = known_keys()
+def check_key(key: str, model: type[BaseModel] = TrialConfig) -> None:
+    """Raise ConfigError, naming the nearest key, unless the dotted `key` exists in the config `model`."""
+    keys = known_keys(model)
     if key in keys:
         return
     nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)[0]
@@ -84,17 +86,22 @@ def check_key(key: str) -> None:
 
 def build_config(*layers: dict[str, Any]) -> TrialConfig:
     """Return the config of flat `layers` (dotted keys), later ones winning."""
+    return build(TrialConfig, *layers)
+
+
+def build(model: type[Config], *layers: dict[str, Any]) -> Config:
+    """Return the config `model` of flat `layers` (dotted keys), later ones winning; ConfigError where one is wrong."""
     tree: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
-            check_key(key)
+            check_key(key, model)
             *parents, leaf = key.split(".")
             node = tree
             for parent in parents:
                 node = node.setdefault(parent, {})
             node[leaf] = value
     try:
-        return TrialConfig.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "config"

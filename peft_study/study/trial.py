@@ -16,7 +16,8 @@ from peft_study.errors import PeftStudyError
 from peft_study.evaluation.cells import Evaluator, Findings
 from peft_study.files import write_atomic
 from peft_study.igsm.families import family_named
-from peft_study.igsm.stream import StreamSettings, WindowStream
+from peft_study.igsm.settings import StreamSettings
+from peft_study.igsm.stream import WindowStream
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.models.base import load_base
 from peft_study.models.config import BaseConfig
@@ -68,7 +69,11 @@ def _train(
     """Train as configured and measure the loss."""
     family = family_named(config.data.family)
     settings = StreamSettings(
-        family=family, order=config.data.order, retry_rate=config.data.retry_rate, seed=config.seed + 1_000_000
+        family=family,
+        order=config.data.order,
+        kind=config.data.kind,
+        retry_rate=config.data.retry_rate,
+        seed=config.seed + 1_000_000,
     )
     validation_settings = settings.model_copy(update={"split": "validation", "seed": config.evaluation.seed})
     validation = WindowStream(validation_settings).read(config.evaluation.loss_windows)

@@ -13,12 +13,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from peft_study.igsm.families import family_named
-from peft_study.igsm.stream import StreamSettings, Tokens, WindowStream
+from peft_study.igsm.settings import StreamSettings
+from peft_study.igsm.stream import Tokens, WindowStream
 from peft_study.igsm.text import Kind
 from peft_study.igsm.tokenizer import word_ids
-from peft_study.models.base import Architecture, build_base
+from peft_study.models.base import Architecture, build_base, load_model
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
+from peft_study.rng import derive_seed
 from peft_study.skills.config import SkillConfig
 from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import settled
@@ -48,6 +50,10 @@ class PretrainConfig(BaseModel):
     """Mistakes of the retry base; the error-free base has none."""
     problem_weight: float = Field(default=0.2, ge=0)
     """Weight of the mean loss on problems, beside that on solutions; 0 for none."""
+    start: str | None = None
+    """Folder of a base to go on from, with its shape and on documents of its own; None: from scratch."""
+    op_ratio: float | None = Field(default=None, gt=0, le=1)
+    """How often a problem has op + 1 operations, in relation to op, instead of the family's own law; None keeps it."""
     architecture: Architecture = Architecture()
     training: TrainingConfig = TrainingConfig(
         tokens=67_584_000,
@@ -89,22 +95,24 @@ def pretrain(
     """Pretrain the base of `config`, going on from what lies in `work`; returns it with what it took."""
     family = family_named(config.family)
     rate = config.retry_rate if config.base == "retry" else 0.0
-    settings = StreamSettings(family=family, retry_rate=rate, seed=config.seed)
-    validation = WindowStream(settings.model_copy(update={"split": "validation"})).read(32)
+    law = family.model_copy(update={"op_ratio": config.op_ratio}) if config.op_ratio else family
+    seed = derive_seed(config.seed, "continued") if config.start else config.seed
+    settings = StreamSettings(family=law, retry_rate=rate, seed=seed)
+    validation = WindowStream(StreamSettings(family=family, retry_rate=rate, seed=config.seed, split="validation"))
     skill = SkillConfig(name="correction", mask=True, problem_weight=config.problem_weight)
-    learner = Learner(
-        build_base(family, config.architecture, config.seed), MethodConfig(name="full"), word_ids(family), 0
-    )
+    base = load_model(Path(config.start)) if config.start else build_base(family, config.architecture, config.seed)
+    learner = Learner(base, MethodConfig(name="full"), word_ids(family), 0)
+    measured = validation.read(32)
 
     def extra(current: Learner) -> dict[str, float]:
-        metrics = accuracy_by_kind(current, validation, SkillConfig(name="correction", mask=True))
+        metrics = accuracy_by_kind(current, measured, SkillConfig(name="correction", mask=True))
         return metrics | (generation_accuracy(current) if generation_accuracy else {})
 
     work.mkdir(parents=True, exist_ok=True)
     summary = train(
         learner,
         WindowStream(settings),
-        validation,
+        measured,
         skill,
         settled(config.training, work, learner.model.config.head_dim),
         folder=work,

@@ -75,7 +75,7 @@ def make_batch(tokens: Tokens, skill: SkillConfig, device: torch.device) -> _Bat
         where = labels != NOT_A_DECISION
         answers = (labels == WRONG)[where].long()
         return _Batch(ids.to(device), where.to(device), answers.to(device))
-    targets = torch.from_numpy(correction_targets(tokens.kinds, mask=skill.mask))
+    targets = torch.from_numpy(correction_targets(tokens.kinds, masked=skill.masked))
     weights = None
     if skill.problem_weight:
         given = torch.from_numpy(tokens.kinds == Kind.PROBLEM)

@@ -11,7 +11,8 @@ from peft_study.evaluation.cells import Evaluator
 from peft_study.evaluation.config import EvaluationConfig
 from peft_study.evaluation.problems import Attempt, read_attempt
 from peft_study.igsm.families import NANO
-from peft_study.igsm.stream import StreamSettings, WindowStream
+from peft_study.igsm.settings import StreamSettings
+from peft_study.igsm.stream import WindowStream
 from peft_study.igsm.text import step_words
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.models.config import MethodConfig

@@ -6,7 +6,9 @@ import pytest
 
 from peft_study.evaluation.problems import Attempt, draw_problems, prompt_ids, read_attempt, solve_problems
 from peft_study.igsm.families import NANO
-from peft_study.igsm.stream import Document, StreamSettings, document_tokens, split_of
+from peft_study.igsm.settings import StreamSettings
+from peft_study.igsm.splits import split_of
+from peft_study.igsm.stream import Document, document_tokens
 from peft_study.igsm.text import document_words, split
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.igsm.verify import Verdict

@@ -7,7 +7,8 @@ belongs into CHANGELOG.md.
 from pathlib import Path
 
 from peft_study.igsm.families import NANO
-from peft_study.igsm.stream import StreamSettings, document_tokens, draw_document
+from peft_study.igsm.settings import StreamSettings
+from peft_study.igsm.stream import document_tokens, draw_document
 from peft_study.igsm.text import document_words, join
 
 GOLDEN = Path(__file__).with_name("nano_documents.txt")

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from random import Random
 from statistics import mean
 
 import pytest
@@ -11,11 +10,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from peft_study.errors import ConfigError
+from peft_study.igsm.chance import Chance
 from peft_study.igsm.families import NANO
 from peft_study.igsm.mistakes import draw_mistakes
 from peft_study.igsm.parse import parse_step
+from peft_study.igsm.settings import StreamSettings
 from peft_study.igsm.solution import state_after
-from peft_study.igsm.stream import Document, StreamSettings, document_tokens, draw_document
+from peft_study.igsm.stream import Document, document_tokens, draw_document
 from peft_study.igsm.text import join, problem_words, step_words
 from peft_study.igsm.verify import Verifier
 
@@ -81,7 +82,7 @@ def test_mistakes_are_drawn_uniformly_from_the_pool(make_document: MakeDocument)
         for document in (make_document(6, index=index) for index in range(100))
         if len(document.problem.parents) - len(state_after(document.problem, 0).can_next) == 5
     )
-    rng = Random(0)
+    rng = Chance(0)
     drawn = [draw_mistakes(rng, problem, 0.5) for _ in range(1_500)]
     first = Counter(mistakes[0].parameter for mistakes in drawn if mistakes and mistakes[0].before == 0)
     expected = first.total() / 5
@@ -92,7 +93,7 @@ def test_mistakes_are_drawn_uniformly_from_the_pool(make_document: MakeDocument)
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
 def test_rate_outside_its_range_is_an_error(make_document: MakeDocument, rate: float) -> None:
     with pytest.raises(ConfigError, match=r"retry_rate must be in \[0, 1\)"):
-        draw_mistakes(Random(0), make_document(1).problem, rate)
+        draw_mistakes(Chance(0), make_document(1).problem, rate)
     with pytest.raises(ValidationError):
         StreamSettings(family=NANO, retry_rate=rate)
 

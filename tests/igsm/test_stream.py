@@ -15,27 +15,22 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from peft_study.errors import DataError
+from peft_study.igsm.chance import Chance
 from peft_study.igsm.families import NANO
-from peft_study.igsm.problem import draw_problem
-from peft_study.igsm.stream import (
-    SPLIT_BINS,
-    Document,
-    StreamSettings,
-    WindowStream,
-    document_tokens,
-    draw_document,
-    split_of,
-)
-from peft_study.igsm.text import END, Kind, join, sentence_words
+from peft_study.igsm.problem import try_problem
+from peft_study.igsm.settings import SPLIT_BINS, StreamSettings
+from peft_study.igsm.splits import split_of
+from peft_study.igsm.stream import Document, WindowStream, document_tokens, draw_document
+from peft_study.igsm.text import END, PAD, Kind, join, sentence_words
 from peft_study.igsm.tokenizer import word_ids
-from peft_study.igsm.vocabulary import Category, Chain
 
 MakeDocument = Callable[..., Document]
 
 DIGEST = """
 import hashlib
 from peft_study.igsm.families import NANO
-from peft_study.igsm.stream import StreamSettings, WindowStream
+from peft_study.igsm.settings import StreamSettings
+from peft_study.igsm.stream import WindowStream
 tokens = WindowStream(StreamSettings(family=NANO, retry_rate=0.5, seed=3)).read(20)
 print(hashlib.sha256(tokens.ids.tobytes() + tokens.kinds.tobytes()).hexdigest())
 """
@@ -125,6 +120,20 @@ def _ids(index: int) -> np.ndarray:
     return document_tokens(settings(), draw_document(settings(), index)).ids
 
 
+def test_unpacked_windows_hold_one_document_each() -> None:
+    packed, alone = WindowStream(settings()), WindowStream(settings(), packed=False)
+    rows = alone.read(6)
+    assert alone.next_index == 6
+    for index, (ids, kinds) in enumerate(zip(*rows, strict=True)):
+        tokens = document_tokens(settings(), draw_document(settings(), index))
+        size = len(tokens.ids)
+        assert ids[1 : size + 1].tolist() == tokens.ids.tolist()
+        assert kinds[1 : size + 1].tolist() == tokens.kinds.tolist()
+        assert (ids[0], set(ids[size + 1 :].tolist())) == (word_ids(NANO)[END], {word_ids(NANO)[PAD]})
+        assert set(kinds[size + 1 :].tolist()) == {Kind.PROBLEM}
+    assert packed.read(1).ids[0, : len(tokens.ids)].tolist() != ids[: len(tokens.ids)].tolist()
+
+
 def test_order_of_problem_and_question() -> None:
     pq, qp = (StreamSettings.model_validate({"family": NANO, "order": order}) for order in ("pq", "qp"))
     document = draw_document(pq, 0)
@@ -150,30 +159,31 @@ def test_a_document_is_of_its_split_however_its_sentences_stand(
     assert split_of(problem) == split_of(shuffled) == split
 
 
-def test_splits_share_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_share_no_problem() -> None:
     """A world so small that the same problems come again and again, so that a leak between splits would show."""
-    categories = (Category("Castle", (("Grimtower", "Frostgate"),)), Category("Room", (("Cellar", "Dungeon"),)))
-    monkeypatch.setattr("peft_study.igsm.problem.CHAINS", (Chain(categories),))
-    small = NANO.model_copy(update={"sizes": (2,), "ip_max": 2, "subcategories": 1})
+    small = NANO.model_copy(update={"sizes": (2,), "ip_max": 2, "names": 4})
     seen: dict[str, list[tuple[str, ...]]] = {}
     for split in SPLIT_BINS:
         options = StreamSettings.model_validate({"family": small, "split": split, "ops": (1,)})
-        problems = [draw_document(options, index).problem for index in range(300)]
+        problems = [draw_document(options, index).problem for index in range(2_000)]
         seen[split] = [
             (*sorted(join(sentence_words(p, parameter)) for parameter in p.formulas), str(p.names(p.query)))
             for p in problems
         ]
-    assert all(len(set(problems)) < 250 for problems in seen.values())
+    assert all(len(set(problems)) < 1_900 for problems in seen.values())
     assert not set(seen["train"]) & set(seen["test"])
     assert not set(seen["train"]) & set(seen["validation"])
     assert not set(seen["test"]) & set(seen["validation"])
 
 
 def test_splits_have_their_shares() -> None:
-    rng = Random(0)
-    splits = [split_of(draw_problem(rng, NANO, 4)) for _ in range(1_500)]
+    """Problems of all bins, as plain Python draws them."""
+    rng = Chance(0)
+    problems = [try_problem(rng, NANO, 4, official=False) for _ in range(6_000)]
+    splits = [split_of(problem) for problem in problems if problem is not None]
+    assert len(splits) > 1_500
     for split, bins in SPLIT_BINS.items():
-        assert splits.count(split) / 1_500 == pytest.approx(len(bins) / 23, abs=0.03)
+        assert splits.count(split) / len(splits) == pytest.approx(len(bins) / 23, abs=0.03)
 
 
 def test_impossible_op_is_an_error_not_an_endless_loop() -> None:

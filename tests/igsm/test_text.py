@@ -118,7 +118,8 @@ def test_kinds_count_what_they_name(make_document: MakeDocument, op: int, rate: 
     assert kinds.count(Kind.AS) == num_steps
     assert kinds.count(Kind.DEFINE) == num_steps + 1  # and [ANSWER]
     assert kinds.count(Kind.MISTAKE_AS) == kinds.count(Kind.BACK) == num_mistakes
-    assert kinds.count(Kind.MISTAKE) == 4 * num_mistakes
+    assert kinds.count(Kind.MISTAKE_DEFINE) == num_mistakes
+    assert kinds.count(Kind.MISTAKE) == 3 * num_mistakes
     assert kinds.count(Kind.NEW_LETTER) == op
     assert kinds.count(Kind.OPERATOR) == sum(c.right is not None for c in calculations)
     assert kinds.count(Kind.RESULT) == len(calculations) - bare

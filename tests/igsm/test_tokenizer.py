@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from peft_study.igsm.families import NANO
-from peft_study.igsm.stream import Document, StreamSettings, document_tokens
+from peft_study.igsm.settings import StreamSettings
+from peft_study.igsm.stream import Document, document_tokens
 from peft_study.igsm.text import BACK, END, PAD, RIGHT, SPECIAL_WORDS, WRONG, document_words, join, prompt_words
 from peft_study.igsm.tokenizer import build_tokenizer, word_ids
 from peft_study.igsm.vocabulary import CHAINS, LETTERS, all_names
@@ -73,7 +74,8 @@ def test_ids_are_a_range_that_begins_with_the_special_words() -> None:
 
 def test_names_are_unique_and_hold_no_grammar() -> None:
     names = all_names()
-    assert len(names) == len(set(names)) == 4 * 4 * (1 + 5 * 8)
+    assert len(names) == len(set(names)) == 4 * 4 * (1 + 5 * 20)
+    assert len({name.lower() for name in names}) == len(names)
     assert not set(names) & set(LETTERS)
     for name in names:
         assert name[0].isupper()

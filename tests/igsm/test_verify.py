@@ -1,6 +1,8 @@
 """The verifier: every clean solution is right, every damage is found where it is and called what it is."""
 
 import dataclasses
+import os
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
@@ -9,11 +11,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from peft_study.igsm.families import NANO
+from peft_study.igsm.chance import Chance
+from peft_study.igsm.families import MED, NANO
 from peft_study.igsm.problem import Parameter, Problem, num_ops
+from peft_study.igsm.settings import StreamSettings
 from peft_study.igsm.solution import Calculation, Operand, Solution, Step, apply, solve
-from peft_study.igsm.stream import Document
-from peft_study.igsm.text import join, mistake_words, problem_words, step_words
+from peft_study.igsm.stream import Document, draw_document
+from peft_study.igsm.text import join, mistake_words, problem_words, solution_words, step_words
 from peft_study.igsm.verify import Judgement, Verdict, judge
 from peft_study.igsm.vocabulary import LETTERS
 
@@ -47,7 +51,7 @@ def sentences_of(problem: Problem, steps: tuple[Step, ...] | list[Step]) -> list
 
 
 def judged(problem: Problem, sentences: list[str], answer: str, rule: str = "strict") -> Judgement:
-    return judge(join(problem_words(problem)), "".join(sentences), answer, NANO.modulus, rule=rule)
+    return judge(join(problem_words(problem)), "".join(sentences), answer, problem.family.modulus, rule=rule)
 
 
 def check(document: Document, damaged: Damaged, rule: str = "strict") -> None:
@@ -114,12 +118,12 @@ def _places(document: Document, wanted: Callable[[Calculation], bool]) -> list[t
     ]
 
 
-def _recomputed(calculation: Calculation, **changes: Any) -> Calculation:
+def _recomputed(document: Document, calculation: Calculation, **changes: Any) -> Calculation:
     """Return `calculation` with changes, its result put right again."""
     changed = calculation._replace(**changes)
     if changed.right is None:
         return changed._replace(result=changed.left.value)
-    result = apply(changed.operator, changed.left.value, changed.right.value, NANO.modulus)
+    result = apply(changed.operator, changed.left.value, changed.right.value, document.problem.family.modulus)
     return changed._replace(result=result)
 
 
@@ -138,21 +142,22 @@ def _damage_calculation(
     return Damaged(_replaced(document, k, j, new), str(document.solution.answer), verdict, k)
 
 
-def other(value: int, rng: Random) -> int:
+def other(value: int, rng: Random, document: Document) -> int:
     """Return another number below the modulus."""
-    return (value + rng.randrange(1, NANO.modulus)) % NANO.modulus
+    modulus = document.problem.family.modulus
+    return (value + rng.randrange(1, modulus)) % modulus
 
 
 def wrong_result(document: Document, rng: Random) -> Damaged | None:
     def change(c: Calculation) -> Calculation:
-        return c._replace(result=other(c.result, rng))
+        return c._replace(result=other(c.result, rng, document))
 
     return _damage_calculation(document, rng, lambda c: c.right is not None, change, Verdict.ARITHMETIC)
 
 
 def wrong_copy(document: Document, rng: Random) -> Damaged | None:
     def change(c: Calculation) -> Calculation:
-        return c._replace(result=other(c.result, rng))
+        return c._replace(result=other(c.result, rng, document))
 
     wanted: Callable[[Calculation], bool] = lambda c: c.right is None and bool(c.left.letter)  # noqa: E731
     return _damage_calculation(document, rng, wanted, change, Verdict.LOOKUP)
@@ -161,7 +166,7 @@ def wrong_copy(document: Document, rng: Random) -> Damaged | None:
 def wrong_number(document: Document, rng: Random) -> Damaged | None:
     def change(c: Calculation) -> Calculation:
         assert c.right is not None
-        return _recomputed(c, right=c.right._replace(value=other(c.right.value, rng)))
+        return _recomputed(document, c, right=c.right._replace(value=other(c.right.value, rng, document)))
 
     wanted: Callable[[Calculation], bool] = lambda c: c.right is not None  # noqa: E731
     return _damage_calculation(document, rng, wanted, change, Verdict.LOOKUP)
@@ -169,21 +174,21 @@ def wrong_number(document: Document, rng: Random) -> Damaged | None:
 
 def wrong_constant(document: Document, rng: Random) -> Damaged | None:
     def change(c: Calculation) -> Calculation:
-        return _recomputed(c, left=c.left._replace(value=other(c.left.value, rng)))
+        return _recomputed(document, c, left=c.left._replace(value=other(c.left.value, rng, document)))
 
     return _damage_calculation(document, rng, lambda c: not c.left.letter, change, Verdict.LOOKUP)
 
 
 def wrong_operator(document: Document, rng: Random) -> Damaged | None:
     def change(c: Calculation) -> Calculation:
-        return _recomputed(c, operator=rng.choice([sign for sign in "+-*" if sign != c.operator]))
+        return _recomputed(document, c, operator=rng.choice([sign for sign in "+-*" if sign != c.operator]))
 
     return _damage_calculation(document, rng, lambda c: c.right is not None, change, Verdict.LOOKUP)
 
 
 def turned_difference(document: Document, rng: Random) -> Damaged | None:
     def change(c: Calculation) -> Calculation:
-        return _recomputed(c, left=c.right, right=c.left)
+        return _recomputed(document, c, left=c.right, right=c.left)
 
     return _damage_calculation(document, rng, lambda c: c.operator == "-", change, Verdict.LOOKUP)
 
@@ -201,7 +206,7 @@ def wrong_letter(document: Document, rng: Random) -> Damaged | None:
     if not places:
         return None
     k, j, operands = rng.choice(places)
-    new = _recomputed(document.solution.steps[k].calculations[j], left=rng.choice(operands))
+    new = _recomputed(document, document.solution.steps[k].calculations[j], left=rng.choice(operands))
     return Damaged(_replaced(document, k, j, new), str(document.solution.answer), Verdict.LOOKUP, k)
 
 
@@ -277,7 +282,7 @@ def early_stop(document: Document, rng: Random) -> Damaged | None:
 
 
 def wrong_answer(document: Document, rng: Random) -> Damaged | None:
-    steps, answer = document.solution.steps, str(other(document.solution.answer, rng))
+    steps, answer = document.solution.steps, str(other(document.solution.answer, rng, document))
     return Damaged(sentences_of(document.problem, steps), answer, Verdict.ANSWER, len(steps))
 
 
@@ -319,6 +324,28 @@ def test_damage_is_found_where_it_is(make_document: MakeDocument, damage: Damage
     check(document, moved)
 
 
+MUTATIONS = int(os.environ.get("PEFT_STUDY_MUTATIONS", "400"))
+
+
+def test_solutions_of_the_papers_size_are_accepted_and_each_damaged_one_is_rejected() -> None:
+    """PEFT_STUDY_MUTATIONS=10000 for more of them."""
+    settings = StreamSettings(family=MED, split="test", retry_rate=0.2, kind="miss", seed=1)
+    tried = Counter[str]()
+    for index in range(MUTATIONS):
+        document, rng = draw_document(settings, index), Random(index)
+        for shift in range(len(DAMAGES)):
+            damage = DAMAGES[(index + shift) % len(DAMAGES)]
+            if damaged := damage(document, rng):
+                check(document, damaged)
+                tried[damage.__name__] += 1
+                break
+        words = [word.text for word in solution_words(document.problem, document.solution, document.mistakes)]
+        problem = join(problem_words(document.problem))
+        assert judge(problem, join(words), str(document.solution.answer), MED.modulus).ok
+    assert tried.total() == MUTATIONS
+    assert len(tried) == len(DAMAGES)
+
+
 @given(op=st.integers(2, 6), seed=st.integers(0, 10**6))
 def test_sums_and_products_commute(make_document: MakeDocument, op: int, seed: int) -> None:
     document = make_document(op, seed=seed)
@@ -356,7 +383,7 @@ def with_step(problem: Problem, parameter: Parameter, seed: int) -> Solution:
     formula = problem.formulas[parameter]
     more = num_ops(len(formula.operands) + (formula.constant is not None))
     order = (*problem.order[:-1], parameter, problem.order[-1])
-    return solve(dataclasses.replace(problem, order=order, op=problem.op + more), Random(seed))
+    return solve(dataclasses.replace(problem, order=order, op=problem.op + more), Chance(seed))
 
 
 @given(op=st.integers(1, 6), seed=st.integers(0, 10**6))
@@ -369,8 +396,8 @@ def test_published_rule_overlooks_a_constant_but_not_the_wrong_answer(
     places = [place for place in _places(document, lambda c: not c.left.letter) if place[0] == k]
     assume(places and places[0][1] == len(document.solution.steps[k].calculations) - 1)
     c = document.solution.steps[k].calculations[-1]
-    for constant in range(NANO.modulus):
-        new = _recomputed(c, left=c.left._replace(value=constant))
+    for constant in range(document.problem.family.modulus):
+        new = _recomputed(document, c, left=c.left._replace(value=constant))
         sentences = _replaced(document, k, places[0][1], new)
         outcomes = {
             rule: judged(document.problem, sentences, str(new.result), rule).outcome for rule in ("strict", "published")
@@ -391,7 +418,7 @@ def test_published_rule_compares_parents(make_document: MakeDocument, op: int, s
     k = copies[0]
     c = steps[k].calculations[0]
     stranger = next(s.calculations[-1] for s in steps[:k] if s.calculations[-1].letter != c.left.letter)
-    new = _recomputed(c, left=Operand(stranger.letter, stranger.result))
+    new = _recomputed(document, c, left=Operand(stranger.letter, stranger.result))
     check(document, Damaged(_replaced(document, k, 0, new), "", Verdict.LOOKUP, k), "published")
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from peft_study.igsm.families import NANO
-from peft_study.igsm.stream import StreamSettings, WindowStream
+from peft_study.igsm.settings import StreamSettings
+from peft_study.igsm.stream import WindowStream
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig

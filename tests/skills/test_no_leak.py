@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from peft_study.igsm.families import NANO
-from peft_study.igsm.stream import StreamSettings, WindowStream
+from peft_study.igsm.settings import StreamSettings
+from peft_study.igsm.stream import WindowStream
 from peft_study.igsm.text import Kind
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.models.config import MethodConfig
@@ -88,7 +89,7 @@ def test_answers_stand_where_they_are_asked_and_labels_never_enter_the_input() -
     assert set(kinds_N) == {Kind.AS, Kind.MISTAKE_AS}
     assert detection.answers_N.tolist() == (kinds_N == Kind.MISTAKE_AS).astype(int).tolist()
     correction = make_batch(tokens, SkillConfig(name="correction", mask=True), torch.device("cpu"))
-    rows, columns = np.nonzero(correction_targets(tokens.kinds, mask=True))
+    rows, columns = np.nonzero(correction_targets(tokens.kinds, masked="step"))
     assert correction.where_BT.nonzero().tolist() == [[r, c - 1] for r, c in zip(rows, columns, strict=True)]
     assert correction.answers_N.tolist() == tokens.ids[rows, columns].tolist()
     for batch in (detection, correction):

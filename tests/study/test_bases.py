@@ -1,0 +1,102 @@
+"""Making a base: from scratch, again after a kill, on from another one; its record and its card."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from peft_study.errors import CheckpointError, StoreError
+from peft_study.models.base import Architecture, load_model, read_pretraining
+from peft_study.study import bases
+from peft_study.study.bases import make_base
+from peft_study.training.config import TrainingConfig
+from peft_study.training.pretrain import PretrainConfig
+from peft_study.training.supervised import Point
+
+STEPS, WINDOWS = 4, 2
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bases, "GENERATED", 2)  # an untrained model writes until it is cut
+
+
+def configured(tiny: Architecture, **changes: Any) -> PretrainConfig:
+    training = TrainingConfig(
+        tokens=STEPS * WINDOWS * 256,
+        batch_windows=WINDOWS,
+        lr=3e-3,
+        optimizer="muon",
+        precision="fp32",
+        attention="sdpa",
+        points=2,
+        checkpoint_seconds=1e-9,
+    )
+    return PretrainConfig(architecture=tiny, training=training).model_copy(update=changes)
+
+
+def made(config: PretrainConfig, *, kill_at: int | None = None) -> Path:
+    def on_point(point: Point) -> None:
+        if kill_at is not None and point.tokens == kill_at * WINDOWS * 256:
+            raise KeyboardInterrupt
+
+    return make_base(config, Path("runs"), on_point=on_point, n=4)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model(folder).state_dict()
+
+
+def test_a_base_is_made_measured_and_described(tiny: Architecture) -> None:
+    folder = made(configured(tiny))
+    record = read_pretraining(folder)
+    assert record["training"]["tokens"] == STEPS * WINDOWS * 256
+    assert set(record["measured"]["accuracy"]) >= {"4", "5", "6"}
+    assert record["acceptance"]["accepted"] is False
+    assert record["continued_from"] is None
+    assert [point["tokens"] for point in record["curve"]] == [1024, 2048]
+    card = (folder / "README.md").read_text()
+    assert "make pretrain FAMILY=nano BASE=error-free SEED=0" in card
+    assert "**not accepted**" in card
+    assert "2,048 (" in card
+    assert "sdpa attention" in card
+    assert not Path("runs/pretrain/nano-error-free-seed0").exists()
+    with pytest.raises(StoreError, match="holds a finished base"):
+        made(configured(tiny))
+
+
+def test_a_killed_run_goes_on_to_the_same_base(tiny: Architecture, tmp_path: Path) -> None:
+    straight = made(configured(tiny)).rename(tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        made(configured(tiny), kill_at=3)
+    resumed = made(configured(tiny))
+    expected, found = weights(straight), weights(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_the_two_bases_of_a_pair_differ_in_mistakes_alone(tiny: Architecture) -> None:
+    pair = [read_pretraining(made(configured(tiny, base=base))) for base in ("error-free", "retry")]
+    first, second = (record["config"] for record in pair)
+    assert {key for key in first if first[key] != second[key]} == {"base"}
+    assert pair[1]["acceptance"] is None
+    assert "`retry` mistakes (rate 0.5)" in Path("checkpoints/nano-retry-seed0/README.md").read_text()
+
+
+def test_a_base_can_be_continued_with_another_law_and_says_so(tiny: Architecture, tmp_path: Path) -> None:
+    first = made(configured(tiny)).rename(tmp_path / "first")
+    # The shape is that of the base it goes on from, whatever is asked for.
+    folder = made(configured(Architecture(), start=str(first), op_ratio=0.4))
+    before, after = weights(first), weights(folder)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    record = read_pretraining(folder)
+    assert record["continued_from"]["training"]["tokens"] == STEPS * WINDOWS * 256
+    assert "curve" not in record["continued_from"]
+    card = (folder / "README.md").read_text()
+    assert f"--seed 0 start={first} op_ratio=0.4 training.tokens=2048 training.lr=0.003" in card
+    assert "continued from | a base of 2,048 tokens: `make pretrain FAMILY=nano BASE=error-free SEED=0`" in card
+    assert "falling by 0.4 (the family's own: 0.65)" in card
+    with pytest.raises(CheckpointError, match="of base error-free, but retry is asked for"):
+        made(configured(tiny, base="retry", start=str(first)))
