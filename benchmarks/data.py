@@ -1,15 +1,17 @@
 """`make bench-data`: how many problems and tokens a second one core generates, beside what a trainer reads.
 
 Prints a table and writes `benchmarks/results/cpu-data.json`: name, value, unit, per_core, versions, commit. Every
-figure is the median of seven runs on one core, after a first one that is not counted.
+figure is a median on one core: of seven runs, or of twenty steps of training, after what is not counted.
 """
 
 import json
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,13 @@ from peft_study.igsm.families import FAMILIES
 from peft_study.igsm.settings import StreamSettings
 from peft_study.igsm.stream import WindowStream, written
 from peft_study.igsm.tokenizer import word_ids
-from peft_study.models.attention import VARLEN
 from peft_study.models.base import Architecture, build_base
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
-from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import prepare_process, settled
-from peft_study.training.optim import Masters, Optimizers
-from peft_study.training.supervised import batch_loss, make_batch
+from peft_study.training.pretrain import PretrainConfig
+from peft_study.training.supervised import train
 
 RESULTS = Path(__file__).parent / "results" / "cpu-data.json"
 PUBLISHED = {"med": 15.6, "hard": 8.9}
@@ -39,6 +39,8 @@ TRAINERS = {
     "mini": Architecture(layers=8, width=256, heads=8, mlp_width=704),
 }
 RUNS = 7
+WARM_UP, STEPS = 4, 20
+"""Steps of training: those that compile and warm up, and those that count."""
 
 
 def median_rate(work: Callable[[], float]) -> float:
@@ -71,34 +73,30 @@ def generation(family: str) -> tuple[float, float]:
 
 
 def training(family: str, folder: Path) -> float:
-    """Return the tokens a second that the trainer reads: whole steps, compiled, as `make pretrain` takes them."""
+    """Return the tokens a second that the trainer reads: the median over its steps, compiled, as in `make pretrain`."""
     settings = FAMILIES[family]
     learner = Learner(build_base(settings, TRAINERS[family], 0), MethodConfig(name="full"), word_ids(settings), 0)
-    config = settled(TrainingConfig(optimizer="muon"), folder, learner.model.config.head_dim)
-    learner.model.config._attn_implementation = VARLEN if config.attention == "varlen" else config.attention
-    if config.precision == "bf16":
-        learner.to(torch.bfloat16)
-    learner.model.model.compile()
-    masters = Masters(learner.trainable())
-    optimizers = Optimizers(masters.values, config, 1e-3)
-    skill = SkillConfig(problem_weight=0.2)
     stream = WindowStream(StreamSettings(family=settings))
-    batch = make_batch(stream.read(16), skill, torch.device("cpu"))
-
-    def work() -> float:
-        batch_loss(learner, batch, skill).backward()
-        masters.take_gradients()
-        optimizers.step(0.1)
-        masters.write()
-        return batch.ids_BT.numel()
-
-    return median_rate(work)
+    plan = PretrainConfig().training
+    tokens = plan.batch_windows * stream.length
+    config = plan.model_copy(update={"tokens": (WARM_UP + STEPS) * tokens, "points": 1, "checkpoint_seconds": 1e9})
+    ended: list[float] = []
+    train(
+        learner,
+        stream,
+        stream.read(1),
+        SkillConfig(problem_weight=PretrainConfig().problem_weight),
+        settled(config, folder, learner.model.config.head_dim),
+        folder=folder,
+        seed=0,
+        on_point=lambda _: ended.append(time.perf_counter()),
+    )
+    # The last step also measures the validation loss.
+    return tokens / statistics.median(after - before for before, after in pairwise(ended[WARM_UP:-1]))
 
 
 def main() -> None:
     """Measure, print and write."""
-    import tempfile
-
     prepare_process(1)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     versions = {"python": platform.python_version(), "numpy": np.__version__, "numba": numba.__version__}

@@ -21,7 +21,7 @@ class FamilySettings(BaseModel, frozen=True, extra="forbid"):
     """How often a training problem has op + 1 operations, in relation to op; 1 makes all equally frequent.
 
     None is the official law: a target, the smaller of two uniform draws, and problems drawn until one has it
-    (`part 2.1, Algorithm 7` and the published code).
+    (Part 2.1, Algorithm 7, and the published code).
     """
     ood_ops: tuple[int, ...]
     """Operation counts of the out-of-distribution test sets."""

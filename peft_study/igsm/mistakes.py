@@ -62,11 +62,12 @@ def draw_mistakes(rng: Chance, problem: Problem, retry_rate: float, kind: Mistak
     if not retry_rate:
         return mistakes
     for step in range(len(problem.order)):
-        state = state_after(problem, step)
-        pool: list[Parameter] | None = None
+        drawn: tuple[State, list[Parameter]] | None = None
         while rng.uniform() < retry_rate:
-            if pool is None:
-                pool = _pool(problem, kind, step, state)
+            if drawn is None:
+                state = state_after(problem, step)
+                drawn = state, _pool(problem, kind, step, state)
+            state, pool = drawn
             if not pool:
                 break
             parameter = pool.pop(rng.below(len(pool)))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from peft_study.errors import DataError
 from peft_study.igsm.chance import Chance
+from peft_study.igsm.families import FamilySettings
 from peft_study.igsm.problem import Formula, Parameter, Problem
 from peft_study.igsm.vocabulary import LETTERS
 
@@ -95,15 +96,19 @@ def plan_operations(
     return plan
 
 
+def check_letters(family: FamilySettings, op: int) -> None:
+    """Raise DataError where `family` has too few letters for a solution of `op` operations."""
+    if op > family.letter_pool:
+        raise DataError(
+            f"family {family.name!r} has {family.letter_pool} letters, but a solution with op={op} needs {op}; "
+            f"set letter_pool to at least {op}"
+        )
+
+
 def solve(problem: Problem, rng: Chance) -> Solution:
     """Return the clean solution of `problem`; letters are drawn from `rng`, without replacement."""
     family = problem.family
-    if problem.op > family.letter_pool:
-        raise DataError(
-            f"family {family.name!r} has {family.letter_pool} letters, but a solution with op={problem.op} needs "
-            f"{problem.op}; set letter_pool to at least {problem.op}"
-        )
-
+    check_letters(family, problem.op)
     letters = iter(rng.sample(LETTERS[: family.letter_pool], problem.op))
     bound: dict[Parameter, Operand] = {}
     steps: list[Step] = []

@@ -20,7 +20,7 @@ from peft_study.igsm.mistakes import Mistake, draw_mistakes
 from peft_study.igsm.problem import MAX_DRAWS, Problem, try_problem
 from peft_study.igsm.reask import ask_again, questions
 from peft_study.igsm.settings import Split, StreamSettings, op_law
-from peft_study.igsm.solution import Solution, solve
+from peft_study.igsm.solution import Solution, check_letters, solve
 from peft_study.igsm.splits import split_of
 from peft_study.igsm.tables import lexicon, rules
 from peft_study.igsm.text import END, PAD, Kind, document_words
@@ -55,7 +55,7 @@ def possible_ops(family: FamilySettings, split: Split) -> frozenset[int]:
     return frozenset(
         op
         for op in range(1, family.op_max + 1)
-        if is_possible(np.uint64(derive_seed(0, "possible", op)), table, words, op, table.draws, draft, ids, kinds)
+        if is_possible(np.uint64(derive_seed(0, "possible", op)), table, words, op, draft, ids, kinds)
     )
 
 
@@ -109,14 +109,8 @@ class Writer:
             for op in range(settings.family.op_max + 1):
                 self.rules.possible[op] = op in possible_ops(settings.family, settings.split)
         self.ids, self.kinds = np.empty(2**14, np.uint16), np.empty(2**14, np.uint8)
-        if not settings.ops or min(settings.ops) >= 1:
-            # The letters are drawn by compiled code, which cannot say what is wrong.
-            most = max(settings.ops, default=settings.family.op_max)
-            if most > settings.family.letter_pool:
-                raise DataError(
-                    f"family {settings.family.name!r} has {settings.family.letter_pool} letters, but a solution with "
-                    f"op={most} needs {most}; set letter_pool to at least {most}"
-                )
+        # The letters are drawn by compiled code, which cannot say what is wrong.
+        check_letters(settings.family, max(settings.ops, default=settings.family.op_max))
 
     def write(self, index: int) -> tuple[int, int, int]:
         """Write document `index`; return its length, its op and the state its problem was drawn from."""

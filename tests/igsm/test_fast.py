@@ -153,7 +153,7 @@ def test_every_family_writes_documents_that_fit(family) -> None:
     assert stream.next_index <= 8 * 6
 
 
-def test_too_many_mistakes_for_a_document_is_an_error() -> None:
+def test_the_most_mistakes_still_make_a_document() -> None:
     settings = StreamSettings(family=HARD, ops=(32,), kind="miss", retry_rate=0.9999)
     length = len(document_tokens(settings, draw_document(settings, 0)).ids)
     assert length < 2**14  # the pool at each place is used up, so even this is a document

@@ -10,6 +10,7 @@ from peft_study.igsm.fast.layout import (
     AS,
     BACK,
     CONSTANT,
+    CONSTANTS,
     COPY,
     DEFINE,
     FINAL,
@@ -21,9 +22,11 @@ from peft_study.igsm.fast.layout import (
     MISTAKE_AS_RIGHT,
     MISTAKE_DEFINE,
     MISTAKES,
+    MOST_NODES,
     NAME,
     NEW_LETTER,
     NODES,
+    NOTHING,
     ONE,
     OPERAND,
     OPERATOR,
@@ -36,6 +39,7 @@ from peft_study.igsm.fast.layout import (
     RETRY,
     SYNTAX,
     TIMES,
+    TWO,
     W_AND,
     W_ANSWER,
     W_AS,
@@ -66,7 +70,7 @@ from peft_study.igsm.fast.layout import (
     W_TIMES,
     WEAK,
     ZERO,
-)  # fmt: skip
+)
 from peft_study.igsm.fast.problem import try_problem
 
 
@@ -171,96 +175,81 @@ def put_calculation(lexicon, letters, modulus, left, operator, right, own, first
 
 
 @jit
+def emit(draft, count, operator, left, right):
+    """Add an operation to the plan of a step; return what its result is referred to by, and the new count."""
+    draft.plan[count, 0], draft.plan[count, 1], draft.plan[count, 2] = operator, left, right
+    return MOST_NODES + count, count + 1
+
+
+@jit
+def plan_operations(draft, node):
+    """Write the operations of the step that defines `node` to the plan, and return how many.
+
+    See solution.plan_operations. Operands are nodes, results of earlier operations (MOST_NODES and up), constants
+    (CONSTANTS and down), or NOTHING.
+    """
+    size, parents = draft.size[node], draft.parents[node]
+    constant, constant_op, operation = draft.formula[node]
+    width = ONE
+    if draft.where[node, 0]:
+        constant, operation = NOTHING, PLUS
+        width = ONE if draft.where[node, 3] == draft.where[node, 1] + 1 else TWO
+    count, total = ZERO, NOTHING
+    for i in range(0, size, width):
+        value = parents[i]
+        if width == TWO:
+            value, count = emit(draft, count, TIMES, parents[i], parents[i + 1])
+        if total == NOTHING:
+            total = value
+        else:
+            total, count = emit(draft, count, operation, total, value)
+    if constant >= 0:
+        if total == NOTHING:
+            total = CONSTANTS - constant
+        else:
+            total, count = emit(draft, count, constant_op, CONSTANTS - constant, total)
+    if count == 0:
+        # An item that holds nothing has none of what is counted.
+        _, count = emit(draft, count, COPY, CONSTANTS if total == NOTHING else total, NOTHING)
+    return count
+
+
+@jit
+def operand(draft, reference):
+    """Return the letter, or -1 for a constant, and the value of what an operation of the plan refers to."""
+    if reference >= MOST_NODES:
+        return draft.plan[reference - MOST_NODES, 3], draft.plan[reference - MOST_NODES, 4]
+    if reference >= 0:
+        return draft.letter[reference], draft.value[reference]
+    return NOTHING, max(CONSTANTS - reference, ZERO)
+
+
+@jit
 def put_step(lexicon, rules, draft, node, bound, ids, kinds, at):
     """Write the step that defines `node`, `bound` letters after those before; see text.step_words.
 
     The own letter is bound first, then those of intermediate results. Returns the place and the letters bound.
     """
     words, letters = lexicon.words, draft.letters
+    count = plan_operations(draft, node)
     own = bound
-    bound += 1
     at = put(ids, kinds, at, words[W_DEFINE], DEFINE)
     at = put_name(lexicon, draft, node, ids, kinds, at, NAME, SYNTAX)
     at = put(ids, kinds, at, words[W_AS], AS)
     at = put(ids, kinds, at, lexicon.letters[letters[own]], NEW_LETTER)
-    size, parents = draft.size[node], draft.parents[node]
-    nothing = (ZERO - 1, ZERO)
-    # The operation to come, held back until it is known whether it is the last one, which is written with `so`.
-    left, operator, right, waiting = nothing, COPY, nothing, False
-    pending = nothing
-    begun = False
-    if draft.where[node, 0]:
-        width = 1 if draft.where[node, 3] == draft.where[node, 1] + 1 else 2
-        for i in range(0, size, width):
-            term = (draft.letter[parents[i]], draft.value[parents[i]])
-            if width == 2:
-                other = (draft.letter[parents[i + 1]], draft.value[parents[i + 1]])
-                if waiting:
-                    at = put(ids, kinds, at, words[W_SEMICOLON], SYNTAX)
-                    at, result = put_calculation(
-                        lexicon, letters, rules.modulus, left, operator, right, bound, NEW_LETTER, ids, kinds, at
-                    )
-                    pending = (bound, result)
-                    bound += 1
-                left, operator, right, waiting = term, TIMES, other, True
-                if begun:
-                    # The product is an intermediate result, then added.
-                    at = put(ids, kinds, at, words[W_SEMICOLON], SYNTAX)
-                    at, result = put_calculation(
-                        lexicon, letters, rules.modulus, left, operator, right, bound, NEW_LETTER, ids, kinds, at
-                    )
-                    product = (bound, result)
-                    bound += 1
-                    left, operator, right, waiting = pending, PLUS, product, True
-                begun = True
-                continue
-            if not begun:
-                pending = term
-                begun = True
-                continue
-            if waiting:
-                at = put(ids, kinds, at, words[W_SEMICOLON], SYNTAX)
-                at, result = put_calculation(
-                    lexicon, letters, rules.modulus, left, operator, right, bound, NEW_LETTER, ids, kinds, at
-                )
-                pending = (bound, result)
-                bound += 1
-            left, operator, right, waiting = pending, PLUS, term, True
-    else:
-        constant, constant_op, operation = draft.formula[node]
-        for i in range(size):
-            term = (draft.letter[parents[i]], draft.value[parents[i]])
-            if not begun:
-                pending = term
-                begun = True
-                continue
-            if waiting:
-                at = put(ids, kinds, at, words[W_SEMICOLON], SYNTAX)
-                at, result = put_calculation(
-                    lexicon, letters, rules.modulus, left, operator, right, bound, NEW_LETTER, ids, kinds, at
-                )
-                pending = (bound, result)
-                bound += 1
-            left, operator, right, waiting = pending, operation, term, True
-        if constant >= 0:
-            if not begun:
-                pending = (ZERO - 1, constant)
-            else:
-                if waiting:
-                    at = put(ids, kinds, at, words[W_SEMICOLON], SYNTAX)
-                    at, result = put_calculation(
-                        lexicon, letters, rules.modulus, left, operator, right, bound, NEW_LETTER, ids, kinds, at
-                    )
-                    pending = (bound, result)
-                    bound += 1
-                left, operator, right, waiting = (ZERO - 1, constant), constant_op, pending, True
-    if not waiting:
-        left, operator, right = pending, COPY, nothing
-    at = put(ids, kinds, at, words[W_SEMICOLON], SYNTAX)
-    at = put(ids, kinds, at, words[W_SO], SYNTAX)
-    at, result = put_calculation(lexicon, letters, rules.modulus, left, operator, right, own, SYNTAX, ids, kinds, at)
-    draft.letter[node] = own
-    draft.value[node] = result
+    for i in range(count):
+        bound += 1
+        at = put(ids, kinds, at, words[W_SEMICOLON], SYNTAX)
+        letter, kind = bound, NEW_LETTER
+        if i == count - 1:
+            at = put(ids, kinds, at, words[W_SO], SYNTAX)
+            letter, kind = own, SYNTAX
+        left, right = operand(draft, draft.plan[i, 1]), operand(draft, draft.plan[i, 2])
+        at, result = put_calculation(
+            lexicon, letters, rules.modulus, left, draft.plan[i, 0], right, letter, kind, ids, kinds, at
+        )
+        draft.plan[i, 3], draft.plan[i, 4] = letter, result
+    draft.letter[node], draft.value[node] = draft.plan[count - 1, 3], draft.plan[count - 1, 4]
     return put(ids, kinds, at, words[W_STOP], SYNTAX), bound
 
 
@@ -301,7 +290,7 @@ def draw_mistakes(rng, rules, draft):
                     for i in range(step + (0 if rules.mistake_kind == WEAK else 1), meta[ORDERED]):
                         pool[count] = draft.order[i]
                         count += 1
-            if count == 0 or meta[MISTAKES] == len(draft.mistakes):
+            if count == 0:
                 break
             chosen = below(rng, count)
             node = pool[chosen]
@@ -341,7 +330,7 @@ def put_solution(lexicon, rules, draft, ids, kinds, at):
 
 @jit
 def problem_hash(lexicon, draft, ids, kinds):
-    """See stream.problem_hash: sentences in any order, then the question."""
+    """See splits.problem_hash: sentences in any order, then the question."""
     total = uint64(0)
     for i in range(draft.meta[INSTANCES]):
         size = put_sentence(lexicon, draft, i, ids, kinds, ZERO)
@@ -358,7 +347,7 @@ def problem_hash(lexicon, draft, ids, kinds):
 
 @jit
 def template_hash(lexicon, rules, draft, ids, kinds):
-    """See stream.template_hash: the clean solution without names, numbers and the choice of letters."""
+    """See splits.hash_of_template: the clean solution without names, numbers and the choice of letters."""
     for i in range(len(draft.letters)):
         draft.letters[i] = i
     draft.meta[MISTAKES] = 0
@@ -376,24 +365,23 @@ def template_hash(lexicon, rules, draft, ids, kinds):
 
 
 @jit
-def find_document(rng, rules, lexicon, draft, ids, kinds):
-    """Draw op, then problems until one has it and is of the split.
+def find_problem(rng, rules, lexicon, op, draft, ids, kinds):
+    """Draw problems until one has `op` operations and is of the split.
 
-    Returns the state that the draw of that problem began with, its op, its hash and whether it was found; `rng` is
-    then where letters are drawn.
+    Returns the state that the draw of that problem began with, its hash and whether it was found; `rng` is then where
+    letters are drawn.
     """
-    op = official_op(rng, rules) if rules.official else rules.ops[weighted(rng, rules.weights, len(rules.weights))]
-    for _ in range(rules.draws):
+    for _ in range(rules.draws if op > 0 else 0):
         began = rng[0]
-        if op < 1 or not try_problem(rng, rules, lexicon, op, draft):
+        if not try_problem(rng, rules, lexicon, op, draft):
             continue
         if rules.by_template:
             found = template_hash(lexicon, rules, draft, ids, kinds)
         else:
             found = problem_hash(lexicon, draft, ids, kinds)
         if rules.low <= found % uint64(23) < rules.high:
-            return began, op, found, True
-    return rng[0], op, uint64(0), False
+            return began, found, True
+    return rng[0], uint64(0), False
 
 
 @jit
@@ -407,19 +395,11 @@ def official_op(rng, rules):
 
 
 @jit
-def is_possible(state, rules, lexicon, op, draws, draft, ids, kinds):
-    """Whether one of `draws` problems of `op` operations is of the split; `rules` must not be official."""
+def is_possible(state, rules, lexicon, op, draft, ids, kinds):
+    """Whether a problem of `op` operations is of the split; `rules` must not be official."""
     rng = np.empty(1, np.uint64)
     rng[0] = state
-    for _ in range(draws):
-        if try_problem(rng, rules, lexicon, op, draft):
-            if rules.by_template:
-                found = template_hash(lexicon, rules, draft, ids, kinds)
-            else:
-                found = problem_hash(lexicon, draft, ids, kinds)
-            if rules.low <= found % uint64(23) < rules.high:
-                return True
-    return False
+    return find_problem(rng, rules, lexicon, op, draft, ids, kinds)[2]
 
 
 @jit
@@ -430,7 +410,8 @@ def write_document(seed, mistake_seed, index, rules, lexicon, draft, ids, kinds)
     """
     rng = np.empty(1, np.uint64)
     rng[0] = state_at(seed, index)
-    began, op, found, there = find_document(rng, rules, lexicon, draft, ids, kinds)
+    op = official_op(rng, rules) if rules.official else rules.ops[weighted(rng, rules.weights, len(rules.weights))]
+    began, found, there = find_problem(rng, rules, lexicon, op, draft, ids, kinds)
     if not there:
         return -1, op, found, began
     meta = draft.meta

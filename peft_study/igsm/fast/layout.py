@@ -90,8 +90,10 @@ COPY, PLUS, MINUS, TIMES = map(np.int64, range(4))
 """Operators."""
 ZERO, ONE, TWO = map(np.int64, range(3))
 """For arguments: numba compiles a function anew for every plain number that it is called with. So are all constants."""
+NOTHING, CONSTANTS = np.int64(-1), np.int64(-2)
+"""No operand; the constant 0 as an operand, 1 is one below it."""
 # Places in `Draft.meta`.
-(INSTANCES, NODES, USED, ORDERED, LAYERS, LEAST, OPS, SENTENCES, MISTAKES, ANSWER_VALUE) = map(np.int64, range(10))
+(INSTANCES, NODES, USED, ORDERED, LAYERS, LEAST, OPS, MISTAKES, ANSWER_VALUE) = map(np.int64, range(9))
 
 
 class Draft(NamedTuple):
@@ -131,7 +133,9 @@ class Draft(NamedTuple):
     names: Ints
     """Token of each item: [layer, item]; categories after them: [layer, 4]."""
     mistakes: Ints
-    """[mistake, (before, node, whether it could be computed)]"""
+    """[mistake, (before, node, whether it could be computed)]; room for every node at every one of 52 steps."""
+    plan: Ints
+    """[operation of a step, (operator, left, right, letter, result)]; see document.plan_operations."""
     lists: Ints
     """[8, MOST_NODES]: room for lists that live within a function."""
 
@@ -150,5 +154,5 @@ def new_draft() -> Draft:
         under=np.zeros(nodes, np.uint64), used=ints(nodes), is_used=np.zeros(nodes, np.bool_),
         constant=np.zeros(nodes, np.bool_), order=ints(nodes), place=ints(nodes), sentences=ints(nodes),
         formula=ints(nodes, 3), value=ints(nodes), letter=ints(nodes), letters=ints(64), names=ints(4, 5),
-        mistakes=ints(2048, 3), lists=ints(8, 4 * nodes),
+        mistakes=ints(4096, 3), plan=ints(2 * _WIDE, 5), lists=ints(8, 4 * nodes),
     )  # fmt: skip
