@@ -15,10 +15,19 @@
 namespace {
 
 constexpr int D = HEAD_WIDTH;
-constexpr int LANES = 16;  // of a vector; a machine with narrower ones splits it
+static_assert(D % 16 == 0, "the width of a head is a multiple of 16");
+
+// A vector is what a register holds: compilers take a wider one apart through memory, ten times as slow.
+#if defined(__AVX512F__)
+constexpr int LANES = 16, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int LANES = 8, REGISTERS = 16;
+#else
+constexpr int LANES = 4, REGISTERS = 16;
+#endif
 constexpr int PARTS = D / LANES;
-constexpr int ROWS = D <= 32 ? 8 : 4;  // positions at a time: ROWS * PARTS sums stay in registers
-static_assert(D % LANES == 0, "the width of a head is a multiple of 16");
+constexpr int ROWS = 8;  // positions at a time
+constexpr int GROUP = REGISTERS >= 32 && PARTS % 2 == 0 ? 2 : 1;  // parts at a time: ROWS * GROUP sums stay in registers
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 typedef int IntVector __attribute__((vector_size(LANES * sizeof(int)), aligned(4), may_alias));
@@ -100,27 +109,34 @@ inline void against_columns(const float* const* rows, const float* columns, int 
 // sums[r] = sum over j in [start, stop) of weights[r][j] times row j
 inline void weighted_rows(const float* weights, int padded, const View& of, long b, long h, int start, int stop,
                           Vector (*sums)[PARTS]) {
-  for (int j = start; j < stop; ++j) {
-    const float* row = of.row(b, h, j);
-    for (int p = 0; p < PARTS; ++p) {
-      Vector part = load(row + p * LANES);
-      for (int r = 0; r < ROWS; ++r) sums[r][p] += part * weights[r * padded + j];
+  for (int p = 0; p < PARTS; p += GROUP) {
+    Vector sum[ROWS][GROUP] = {};
+    for (int j = start; j < stop; ++j) {
+      const float* row = of.row(b, h, j) + p * LANES;
+      for (int g = 0; g < GROUP; ++g) {
+        Vector part = load(row + g * LANES);
+        for (int r = 0; r < ROWS; ++r) sum[r][g] += part * weights[r * padded + j];
+      }
     }
+    for (int r = 0; r < ROWS; ++r)
+      for (int g = 0; g < GROUP; ++g) sums[r][p + g] = sum[r][g];
   }
 }
 
 // row j of `to` += sum over r of weights[r][j] times rows[r], for j in [start, stop)
 inline void spread_rows(const float* weights, int padded, const float* const* rows, const View& to, long b, long h,
                         int start, int stop) {
-  Vector kept[ROWS][PARTS];
-  for (int r = 0; r < ROWS; ++r)
-    for (int p = 0; p < PARTS; ++p) kept[r][p] = load(rows[r] + p * LANES);
-  for (int j = start; j < stop; ++j) {
-    float* row = to.row(b, h, j);
-    for (int p = 0; p < PARTS; ++p) {
-      Vector sum = load(row + p * LANES);
-      for (int r = 0; r < ROWS; ++r) sum += kept[r][p] * weights[r * padded + j];
-      store(row + p * LANES, sum);
+  for (int p = 0; p < PARTS; p += GROUP) {
+    Vector kept[ROWS][GROUP];
+    for (int r = 0; r < ROWS; ++r)
+      for (int g = 0; g < GROUP; ++g) kept[r][g] = load(rows[r] + (p + g) * LANES);
+    for (int j = start; j < stop; ++j) {
+      float* row = to.row(b, h, j) + p * LANES;
+      for (int g = 0; g < GROUP; ++g) {
+        Vector sum = load(row + g * LANES);
+        for (int r = 0; r < ROWS; ++r) sum += kept[r][g] * weights[r * padded + j];
+        store(row + g * LANES, sum);
+      }
     }
   }
 }
@@ -181,7 +197,7 @@ void forward_head(const View& query, const View& key, const View& value, const i
       inverse[r] = 1 / sum;
       logsums[block.position[r]] = top + std::log(sum);
     }
-    Vector sums[ROWS][PARTS] = {};
+    Vector sums[ROWS][PARTS];
     weighted_rows(weights, padded, value, b, h, block.left, block.stop, sums);
     for (int r = 0; r < block.rows; ++r)
       for (int p = 0; p < PARTS; ++p) store(output.row(b, h, block.position[r]) + p * LANES, sums[r][p] * inverse[r]);
@@ -227,7 +243,7 @@ void backward_head(const View& query, const View& key, const View& value, const 
         store(change + j, weight * (load(change + j) - mean) * scale);
       }
     }
-    Vector sums[ROWS][PARTS] = {};
+    Vector sums[ROWS][PARTS];
     weighted_rows(slopes, padded, key, b, h, block.left, block.stop, sums);
     for (int r = 0; r < block.rows; ++r)
       for (int p = 0; p < PARTS; ++p) store(query_slope.row(b, h, block.position[r]) + p * LANES, sums[r][p]);
