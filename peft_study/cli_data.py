@@ -6,6 +6,7 @@ What is written to standard output is data, one JSON object a line; progress and
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -88,14 +89,15 @@ def verify(
 ) -> None:
     """Judge JSON lines with problem, solution and answer from standard input, one verdict line each.
 
-    Names may be anybody's; nothing but the text is used. A line that cannot be read gets a verdict with ok null. Exit
-    code 0 whatever the verdicts are.
+    Names may be anybody's; nothing but the text is used. `first_wrong_step` is the place among the sentences of the
+    solution, from 0, retractions included. Without an answer the last step alone says what was found. A line that
+    cannot be read gets a verdict with ok null. Exit code 0 whatever the verdicts are.
     """
     from peft_study.igsm.records import verdict_record
 
-    for line in sys.stdin:
-        if line.strip():
-            sys.stdout.write(json.dumps(verdict_record(line, modulus, rule)) + "\n")
+    for line in sys.stdin.buffer:
+        verdict = verdict_record(line.decode(errors="replace"), modulus, rule)
+        sys.stdout.write(json.dumps(verdict) + "\n")
 
 
 @data_app.command("build")
@@ -118,7 +120,8 @@ def build(
 
     def on_shard(done: int, total: int) -> None:
         left = (time.monotonic() - started) / done * (total - done)
-        typer.echo(f"{done} of {total} windows, {left:.0f} s left", err=True)
+        with suppress(BrokenPipeError):  # nobody looks any more, but the shards are wanted
+            typer.echo(f"{done} of {total} windows, {left:.0f} s left", err=True)
 
     manifest = build_shards(
         _settings(family, order, split, op, seed, mistakes, retry_rate),
@@ -127,7 +130,13 @@ def build(
         length=length or None,
         on_shard=on_shard,
     )
-    typer.echo(f"{folder}: {manifest['windows'] * manifest['length']} tokens in {len(manifest['shards'])} shards")
+    typer.echo(f"{folder}: {manifest.windows * manifest.length} tokens in {len(manifest.shards)} shards")
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, which takes it for no error."""
+        raise BrokenPipeError
 
 
 @data_app.command("show")
@@ -151,7 +160,7 @@ def show(
     from peft_study.igsm.stream import draw_document
 
     settings = _settings(family, order, split, op, seed, mistakes, retry_rate, reask=reask)
-    console = Console(highlight=False)
+    console = _Console(highlight=False)
     for index in range(n):
         document = draw_document(settings, index)
         console.rule(f"problem {index}: op={document.problem.op}, mistakes: {len(document.mistakes)}")

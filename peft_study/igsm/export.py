@@ -53,7 +53,7 @@ def iterable_windows(
 
 
 def map_windows(folder: Path, *, verify: bool = True) -> Dataset:
-    """Return the windows of a folder of shards as a map-style dataset."""
+    """Return the windows of a folder of shards as a map-style dataset, whose copy lies in its folder `datasets`."""
     stream = ShardStream(folder, verify=verify)
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -69,7 +69,9 @@ def map_windows(folder: Path, *, verify: bool = True) -> Dataset:
 
 def documents(settings: StreamSettings, count: int) -> Dataset:
     """Return `count` documents as a map-style dataset of texts, one row a document."""
-    return Dataset.from_list(list(records(settings, count)), features=RECORD_FEATURES)  # pyright: ignore[reportArgumentType]
+    rows = list(records(settings, count))
+    columns = {name: [row[name] for row in rows] for name in RECORD_FEATURES}
+    return Dataset.from_dict(columns, features=RECORD_FEATURES)
 
 
 def write_jsonl(settings: StreamSettings, count: int, path: Path) -> None:

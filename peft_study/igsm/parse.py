@@ -92,13 +92,15 @@ def parse_problem(text: str) -> ParsedProblem:
     found = _QUESTION.search(text[text.rindex("How many") :] if "How many" in text else "")
     if not found:
         raise ParseError("no question")
-    statement = text.replace(found[0], "").strip()
+    statement = text.replace(found[0], "", 1).strip()
     formulas: dict[Reference, ParsedFormula] = {}
     for sentence in statement.removesuffix(".").split(". "):
         match = _SENTENCE.fullmatch(sentence.strip())
         if not match:
             raise ParseError(f"not a sentence: {sentence.strip()!r}")
-        formulas[match[1], match[2]] = _formula(match[3])
+        if (reference := (match[1], match[2])) in formulas:
+            raise ParseError(f"each {match[1]}'s {match[2]} is said twice")
+        formulas[reference] = _formula(match[3])
     return ParsedProblem(formulas, (found[2], found[1]))
 
 

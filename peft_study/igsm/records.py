@@ -63,16 +63,21 @@ def verdict_record(line: str, modulus: int, rule: str) -> dict[str, Any]:
 
     A line that cannot be read is a verdict too: `ok` is None and `reason` says why.
     """
+    if not line.strip():
+        return _unread("the line is empty")
     try:
         given = json.loads(line)
         problem, solution = str(given["problem"]), str(given["solution"])
-        modulus = int(given.get("modulus", modulus))
-        if modulus < 1:
-            raise ValueError(f"modulus must be at least 1, but got {modulus}")
+        found = given.get("modulus")
+        modulus = modulus if found is None else found
+        if type(modulus) is not int or modulus < 1:
+            raise ValueError(f"modulus must be a whole number from 1, but got {modulus}")
         answer = None if given.get("answer") is None else str(given["answer"])
         judgement = judge(problem, solution, answer, modulus, rule=rule)
     except KeyError as error:
         return _unread(f"the line has no {error}")
+    except RecursionError:
+        return _unread("the line is nested too deeply")
     except (ValueError, TypeError, AttributeError, ParseError) as error:
         return _unread(" ".join(str(error).split()))
     return {

@@ -8,9 +8,9 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from peft_study.errors import DataError
 from peft_study.files import write_atomic
@@ -19,6 +19,36 @@ from peft_study.igsm.stream import Tokens, WindowStream
 
 MANIFEST = "manifest.json"
 VERSION = 1
+
+
+class Shard(BaseModel, extra="forbid"):
+    """One pair of files."""
+
+    name: str
+    windows: int
+    ids: str
+    """Checksum (SHA-256) of the file of token ids."""
+    kinds: str
+    """Checksum of the file of kinds."""
+
+
+class Manifest(BaseModel, extra="forbid"):
+    """What a folder holds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    settings: StreamSettings
+    length: int
+    """Tokens of a window."""
+    next_index: int = 0
+    """The document that the next window would start with."""
+    shards: tuple[Shard, ...] = ()
+
+    @property
+    def windows(self) -> int:
+        """Windows of all shards together."""
+        return sum(shard.windows for shard in self.shards)
 
 
 def _checksum(path: Path) -> str:
@@ -36,21 +66,24 @@ def _write(folder: Path, name: str, values: np.ndarray) -> str:
     return _checksum(path)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of `folder`; raise DataError where it is missing, damaged or of another version."""
-    path = folder / MANIFEST
+    path, remedy = folder / MANIFEST, f"delete {folder} and build again"
     try:
-        manifest = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except FileNotFoundError:
         raise DataError(f"{folder} holds no shards ({MANIFEST} is missing); make them: peft-study data build") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete {folder} and build again") from error
-    if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
-        found = manifest.get("version") if isinstance(manifest, dict) else None
-        raise DataError(
-            f"{path} must be of version {VERSION}, but is of version {found}; delete {folder} and build again"
-        )
-    return manifest
+        raise DataError(f"{path} is damaged ({error}); {remedy}") from error
+    version = found.get("version") if isinstance(found, dict) else None
+    if version != VERSION:
+        raise DataError(f"{path} must be of version {VERSION}, but is of version {version}; {remedy}")
+    try:
+        return Manifest.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path} is damaged ({where}: {first['msg']}); {remedy}") from error
 
 
 def build_shards(
@@ -61,38 +94,38 @@ def build_shards(
     length: int | None = None,
     shard_windows: int = 4096,
     on_shard: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Write windows of `settings` with at least `tokens` tokens to `folder` and return its manifest.
 
-    Goes on where an earlier build of the same stream stopped; raises DataError where `folder` holds another one.
-    `on_shard` is told how many windows there are and how many there will be.
+    Goes on where an earlier build of the same stream stopped; raises DataError where `folder` holds another one, or a
+    shard that is damaged, or cannot be written to. `on_shard` is told how many windows there are and will be.
     """
     stream = WindowStream(settings, length=length)
     windows = -(-tokens // stream.length)
-    wanted = {"version": VERSION, "settings": settings.model_dump(mode="json"), "length": stream.length}
-    manifest: dict[str, Any] = wanted | {"next_index": 0, "windows": 0, "shards": []}
+    manifest = Manifest(version=VERSION, settings=settings, length=stream.length)
     if (folder / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        if {key: manifest.get(key) for key in wanted} != wanted:
+        before = ShardStream(folder).manifest
+        if (before.settings, before.length) != (manifest.settings, manifest.length):
             raise DataError(f"{folder} holds shards of another stream; choose another folder, or delete this one")
-    folder.mkdir(parents=True, exist_ok=True)
-    stream.next_index = manifest["next_index"]
-    while manifest["windows"] < windows:
-        count = min(shard_windows, windows - manifest["windows"])
-        name = f"{len(manifest['shards']):05d}"
-        part = stream.read(count)
-        manifest["shards"].append(
-            {
-                "name": name,
-                "windows": count,
-                "ids": _write(folder, f"{name}.ids", part.ids),
-                "kinds": _write(folder, f"{name}.kinds", part.kinds),
-            }
-        )
-        manifest |= {"windows": manifest["windows"] + count, "next_index": stream.next_index}
-        write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        if on_shard:
-            on_shard(manifest["windows"], windows)
+        manifest = before
+    stream.next_index = manifest.next_index
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while manifest.windows < windows:
+            count = min(shard_windows, windows - manifest.windows)
+            name, part = f"{len(manifest.shards):05d}", stream.read(count)
+            ids, kinds = _write(folder, f"{name}.ids", part.ids), _write(folder, f"{name}.kinds", part.kinds)
+            shard = Shard(name=name, windows=count, ids=ids, kinds=kinds)
+            manifest = manifest.model_copy(
+                update={"shards": (*manifest.shards, shard), "next_index": stream.next_index}
+            )
+            write_atomic(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+            if on_shard:
+                on_shard(manifest.windows, windows)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written to ({error.strerror}); choose another folder, or make room and build again"
+        ) from error
     return manifest
 
 
@@ -103,28 +136,32 @@ class ShardStream:
         """Open `folder`; with `verify` compare every checksum first and raise DataError where one differs."""
         self.folder = folder
         self.manifest = read_manifest(folder)
-        self.settings = StreamSettings.model_validate(self.manifest["settings"])
-        self.manifest_hash = hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
-        self.length: int = self.manifest["length"]
+        self.settings = self.manifest.settings
+        self.manifest_hash = hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()[:16]
+        self.length = self.manifest.length
         """Tokens of a window."""
         self.next_index = 0
         """The next window: the whole state."""
         self._parts = [
-            Tokens(self._open(shard, "ids", verify=verify), self._open(shard, "kinds", verify=verify))
-            for shard in self.manifest["shards"]
+            Tokens(
+                self._open(shard.name, "ids", shard.windows, shard.ids if verify else ""),
+                self._open(shard.name, "kinds", shard.windows, shard.kinds if verify else ""),
+            )
+            for shard in self.manifest.shards
         ]
         self._starts = np.cumsum([0, *(len(part.ids) for part in self._parts)])
 
-    def _open(self, shard: dict[str, Any], what: str, *, verify: bool) -> np.ndarray:
-        path = self.folder / f"{shard['name']}.{what}.npy"
+    def _open(self, name: str, what: str, windows: int, checksum: str) -> np.ndarray:
+        path = self.folder / f"{name}.{what}.npy"
         remedy = f"delete {self.folder} and build again"
         try:
-            if verify and _checksum(path) != shard[what]:
-                raise DataError(f"{path} is damaged (its checksum is not that of the manifest); {remedy}")
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
+            differs = bool(checksum) and _checksum(path) != checksum
+            values = None if differs else np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read ({error}); {remedy}") from error
-        if values.shape != (shard["windows"], self.length):
+        if values is None:
+            raise DataError(f"{path} is damaged (its checksum is not that of the manifest); {remedy}")
+        if values.shape != (windows, self.length):
             raise DataError(f"{path} is damaged (it has shape {values.shape}); {remedy}")
         return values
 

@@ -101,7 +101,7 @@ def check_letters(family: FamilySettings, op: int) -> None:
     if op > family.letter_pool:
         raise DataError(
             f"family {family.name!r} has {family.letter_pool} letters, but a solution with op={op} needs {op}; "
-            f"set letter_pool to at least {op}"
+            f"choose op up to {family.letter_pool}, or a family with a larger letter_pool"
         )
 
 

@@ -38,6 +38,8 @@ class Document:
 
 
 _REASKED_DRAWS = 1_000
+_LEFT_OUT = 300
+"""Documents in a row that are too long for a window, after which it is taken for too short."""
 _FAR = 2**40
 """From an index to that of the problem to take instead."""
 
@@ -74,7 +76,7 @@ def _draws(settings: StreamSettings) -> int:
 def _impossible(settings: StreamSettings, op: int) -> DataError:
     return DataError(
         f"family {settings.family.name!r} makes no {settings.split} problem with op={op} in {_draws(settings)} draws; "
-        f"choose op from 1 to about {max(settings.family.ood_ops)}, or another split"
+        f"choose another op (the family is made for up to {max(settings.family.ood_ops)}), or another split"
     )
 
 
@@ -197,8 +199,10 @@ class WindowStream:
         self.packed = packed
         self.end_id = word_ids(settings.family)[END]
         self.pad_id = word_ids(settings.family)[PAD]
-        self.length = length or settings.family.max_tokens
+        self.length = settings.family.max_tokens if length is None else length
         """Tokens of a window."""
+        if self.length < 2:
+            raise DataError(f"a window must have at least 2 tokens, but got {self.length}; leave length out")
         self.next_index = next_index
         """The document the next window starts with: the whole state of the stream."""
 
@@ -208,17 +212,24 @@ class WindowStream:
         return written(self.settings, index)
 
     def read(self, num_windows: int) -> Tokens:
-        """Return the next windows, both arrays of shape [num_windows, length]."""
+        """Return the next windows, both arrays of shape [num_windows, length]; DataError where no document fits."""
         ids = np.full((num_windows, self.length), self.pad_id, np.uint16)
         kinds = np.full((num_windows, self.length), Kind.PROBLEM, np.uint8)
         for row in range(num_windows):
             ids[row, 0] = self.end_id
-            filled = 1
+            filled, left_out = 1, 0
             while filled < self.length:
                 tokens = self._document(self.next_index)
                 self.next_index += 1
                 if len(tokens.ids) >= self.length:
+                    left_out += 1
+                    if left_out == _LEFT_OUT:
+                        raise DataError(
+                            f"a window has {self.length} tokens, but {left_out} documents in a row are longer, the "
+                            f"last one {len(tokens.ids)}; take longer windows, fewer operations or a lower retry_rate"
+                        )
                     continue
+                left_out = 0
                 fits = min(len(tokens.ids), self.length - filled)
                 ids[row, filled : filled + fits] = tokens.ids[:fits]
                 kinds[row, filled : filled + fits] = tokens.kinds[:fits]

@@ -153,8 +153,8 @@ def parents_of(expression: Expression) -> set[Reference]:
 class ProblemFacts:
     """What a problem's text says about who holds what, and so what each parameter is computed from.
 
-    The layer of a category follows from our own vocabulary. With foreign names it is not in the text: every layer
-    that fits is a candidate, and the first that makes a step right is kept for the rest of the solution.
+    The layer of a category follows from our own vocabulary. With foreign names it is not in the text: every layer that
+    fits is a candidate, and those that make a step right are kept for the rest of the solution.
     """
 
     def __init__(self, problem: ParsedProblem) -> None:
@@ -162,23 +162,27 @@ class ProblemFacts:
         self.children: dict[str, list[str]] = {}
         for owner, thing in problem.formulas:
             self.children.setdefault(owner, []).append(thing)
-        self.layer: dict[str, int] = {}
         asked = [operand for formula in problem.formulas.values() for operand in formula.operands]
         # An item of the top layer that holds nothing has no sentence, but can be counted over: it has 0 of everything.
         empty = [owner for owner, thing in (*asked, problem.query) if (owner, thing) not in problem.formulas]
-        for owner in (*self.children, *empty):
-            self._set_layer(owner, 0)
+        self.layer = self._layers([*self.children, *empty])
         self.category_layers: dict[str, list[int]] = {}
         self.values: dict[Reference, int] = {}
 
-    def _set_layer(self, item: str, at_least: int) -> None:
-        if self.layer.get(item, -1) >= at_least:
-            return
-        if at_least > len(self.children):
-            raise ParseError(f"{item!r} holds itself")
-        self.layer[item] = at_least
-        for child in self.children.get(item, ()):
-            self._set_layer(child, at_least + 1)
+    def _layers(self, owners: list[str]) -> dict[str, int]:
+        """Return the layer of each item: below all that hold it."""
+        layers = dict.fromkeys(owners, 0) | {thing: 0 for held in self.children.values() for thing in held}
+        waiting = Counter(thing for held in self.children.values() for thing in held)
+        free = [item for item in layers if not waiting[item]]
+        for item in free:  # which grows
+            for thing in self.children.get(item, ()):
+                layers[thing] = max(layers[thing], layers[item] + 1)
+                waiting[thing] -= 1
+                if not waiting[thing]:
+                    free.append(thing)
+        if len(free) < len(layers):
+            raise ParseError(f"{next(item for item in layers if waiting[item])!r} holds itself, or is in what does")
+        return layers
 
     def _candidates(self, category: str) -> list[int]:
         if category not in self.category_layers:
@@ -221,12 +225,17 @@ class ProblemFacts:
             if kind == "constant":
                 return inner[0] % modulus
             if kind == "parameter":
-                return self.value(inner[0], modulus)
+                return self.values[inner[0]]
             parts = map(value_of, inner[0] if kind in "+*" else inner)
             return reduce(lambda left, right: apply(kind, left, right, modulus), parts)
 
-        if reference not in self.values:
-            self.values[reference] = value_of(self.expressions(reference)[0][1])
+        stack = [reference]
+        while stack:
+            expression = self.expressions(stack[-1])[0][1]
+            missing = parents_of(expression) - self.values.keys()
+            if not missing:
+                self.values[stack.pop()] = value_of(expression)
+            stack += missing
         return self.values[reference]
 
     def necessary(self) -> set[Reference]:
@@ -260,7 +269,7 @@ class Verifier:
         return any(parents_of(e) <= self.known.keys() for _, e in self.facts.expressions(reference))
 
     def _term(self, text: str) -> tuple[int, Expression]:
-        if text.isdigit():
+        if text.isascii() and text.isdigit():
             return int(text), ("constant", int(text))
         if text not in self.values:
             raise _WrongError(Verdict.LOOKUP, f"letter {text!r} is not bound")
@@ -310,7 +319,7 @@ class Verifier:
         if not fitting:
             raise _WrongError(Verdict.LOOKUP, f"each {reference[0]}'s {reference[1]} is something else in the problem")
         if fitting[0] >= 0:
-            self.facts.category_layers[reference[1]] = fitting[:1]
+            self.facts.category_layers[reference[1]] = fitting
         self.known[reference] = self.values[step.letter]
         self.expressions[step.letter] = ("parameter", reference)
         self.last = reference
@@ -328,7 +337,8 @@ class Verifier:
 def judge(problem: str, solution: str, answer: str | None, modulus: int, *, rule: str = "strict") -> Judgement:
     """Judge `solution` and `answer` of `problem`; raises ParseError only where the problem itself is unreadable.
 
-    `rule` is 'strict' or 'published' (module docstring). Judging stops at the first wrong step.
+    `rule` is 'strict' or 'published' (module docstring). Judging stops at the first wrong step. Without an `answer` the
+    last step alone says what was found.
     """
     verifier = Verifier(problem, modulus, rule=rule)
     verdicts: list[Verdict] = []

@@ -3,13 +3,16 @@
 import math
 import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners import lora
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import TrainableTokensWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
 from peft_study.errors import CheckpointError, ConfigError
@@ -119,3 +122,48 @@ def load_adapter(model: Qwen3ForCausalLM, folder: Path) -> PeftModel:
     if not fits:
         raise CheckpointError(f"the adapter in {folder} is of another model; give the one it was trained on")
     return adapted
+
+
+_ADAPTER = "default"
+"""What peft calls the one adapter of a model."""
+
+
+class Linear(NamedTuple):
+    """A linear layer with what an adapter adds to it; O outputs, I inputs, R rank."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+    down_RI: Tensor | None
+    """None where nothing is adapted."""
+    up_OR: Tensor | None
+    scale: float
+    dropout: float
+
+
+def read_linear(module: nn.Module) -> Linear:
+    """Return the weights of a linear layer, whether peft has wrapped it or not."""
+    if not isinstance(module, lora.Linear):
+        assert isinstance(module, nn.Linear), type(module)
+        return Linear(module.weight, module.bias, None, None, 0.0, 0.0)
+    base: Any = module.get_base_layer()
+    dropout = module.lora_dropout[_ADAPTER]
+    return Linear(
+        base.weight,
+        base.bias,
+        module.lora_A[_ADAPTER].weight,  # pyright: ignore[reportArgumentType]
+        module.lora_B[_ADAPTER].weight,  # pyright: ignore[reportArgumentType]
+        module.scaling[_ADAPTER],
+        dropout.p if isinstance(dropout, nn.Dropout) else 0.0,
+    )
+
+
+def read_table(module: nn.Module) -> Tensor:
+    """Return the table [V, D] of an input or output embedding with what an adapter changes in it."""
+    if isinstance(module, TrainableTokensWrapper):
+        return module.token_adapter.get_merged_weights([_ADAPTER])  # pyright: ignore
+    if isinstance(module, lora.Embedding):
+        base: Any = module.get_base_layer()
+        down, up = module.lora_embedding_A[_ADAPTER], module.lora_embedding_B[_ADAPTER]
+        return base.weight + (up @ down).T * module.scaling[_ADAPTER]
+    assert isinstance(module, nn.Embedding | nn.Linear), type(module)
+    return module.weight

@@ -17,13 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from peft_study.errors import KernelError
 from peft_study.files import cache_folder
-
-VARLEN = "peft_study_varlen"
-"""Name of the kernel among the attention functions of transformers."""
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared", "-pthread"]
@@ -178,21 +174,3 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor
     """
     rows = (each if each.stride(3) == 1 else each.contiguous() for each in (query, key, value))
     return _attend(*rows, first_BT, scale)[0]
-
-
-def _for_transformers(
-    module: torch.nn.Module,  # noqa: ARG001
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float,
-    dropout: float = 0.0,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """As transformers calls it, with `first_seen` in place of a mask."""
-    assert not dropout, "the bases have no dropout in attention"
-    return varlen_attention(query, key, value, attention_mask, scaling), None
-
-
-AttentionInterface.register(VARLEN, _for_transformers)

@@ -7,34 +7,24 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from torch.nn import functional
+from transformers import Qwen3ForCausalLM
 
 from peft_study.igsm.text import BACK, END, RIGHT, WRONG
-from peft_study.models.adapters import PeftModel, attach, embedding_adapter, load_adapter
-from peft_study.models.attention import VARLEN, additive_mask, first_seen
+from peft_study.models.adapters import PeftModel, attach, embedding_adapter, load_adapter, read_table
+from peft_study.models.attention import first_seen
 from peft_study.models.base import load_model, load_tensors
 from peft_study.models.config import MethodConfig
+from peft_study.models.fused import Attention, backbone, read_layers, seen_by
 
 PROBE_FILE = "probe.safetensors"
-
-
-def document_masks(ids_BT: Tensor, end_id: int, config: Qwen3Config, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return what each position sees by type of layer, as the attention of `config` takes it.
-
-    Causal, within the document that an [END] opens; in local layers the last `sliding_window` tokens only. Without it
-    the documents packed into a window distract each other: about a third more tokens for the same loss at this size
-    (LOG.md).
-    """
-    windows = {"full_attention": 0, "sliding_attention": config.sliding_window or 0}
-    first = {name: first_seen(ids_BT, end_id, window) for name, window in windows.items()}
-    if config._attn_implementation == VARLEN:
-        return {name: first_BT.int() for name, first_BT in first.items()}
-    return {name: additive_mask(first_BT, dtype) for name, first_BT in first.items()}
 
 
 class Learner(nn.Module):
     """Runs ids to logits at chosen positions only, since most positions have no loss.
 
+    A position sees what stands before it in its document, which an [END] opens; without that the documents packed into
+    a window distract each other: about a third more tokens for the same loss at this size (LOG.md).
     `correction` gives logits over the vocabulary; `detection` two, for [RIGHT] and [WRONG]: the rows of these
     tokens in the output embedding, or of a head of its own for a probe.
     """
@@ -56,6 +46,9 @@ class Learner(nn.Module):
         self.model = model
         self._adapted: list[PeftModel] = []
         self.probe: nn.Linear | None = None
+        self.attention: Attention = "sdpa"
+        """What computes attention."""
+        self._backbone = backbone
         model.requires_grad_(method.name == "full")
         if method.name == "lora":
             rows = [word_ids[BACK], *self.verdict_ids]
@@ -79,14 +72,33 @@ class Learner(nn.Module):
 
     def forward(self, ids_BT: Tensor, where_BT: Tensor, *, verdict: bool) -> Tensor:
         """Return logits [N, V], or [N, 2] with `verdict`, at the N positions that `where_BT` marks."""
-        # Transformers takes a mask by type of layer, though its annotation says tensor.
-        masks: Any = document_masks(ids_BT, self.end_id, self.model.config, self.model.dtype)
-        hidden_ND = self.model.model(input_ids=ids_BT, attention_mask=masks).last_hidden_state[where_BT]
+        inner: Any = self.model.model
+        config, length = self.model.config, ids_BT.shape[1]
+        layers = read_layers(self.model)
+        first = {window: first_seen(ids_BT, self.end_id, window) for window in {layer.window for layer in layers}}
+        x_BTD = functional.embedding(ids_BT, read_table(inner.embed_tokens), config.pad_token_id)
+        cos, sin = inner.rotary_emb(x_BTD, torch.arange(length, device=ids_BT.device)[None])
+        hidden_BTD = self._backbone(
+            x_BTD,
+            layers,
+            inner.norm.weight,
+            seen_by(first, self.attention, x_BTD.dtype),
+            (cos[0, :, None], sin[0, :, None]),
+            heads=config.num_attention_heads,
+            eps=config.rms_norm_eps,
+            attention=self.attention,
+            training=self.training,
+        )
+        hidden_ND, head_VD = hidden_BTD[where_BT], read_table(self.model.lm_head)
         if not verdict:
-            return self.model.lm_head(hidden_ND)
+            return functional.linear(hidden_ND, head_VD)
         if self.probe is not None:
             return self.probe(hidden_ND)
-        return self.model.lm_head(hidden_ND)[:, self.verdict_ids]
+        return functional.linear(hidden_ND, head_VD[self.verdict_ids])
+
+    def compile_layers(self) -> None:
+        """Compile the layers."""
+        self._backbone = torch.compile(backbone)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return what is trained, by name."""

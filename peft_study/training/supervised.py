@@ -18,7 +18,6 @@ from peft_study.errors import CheckpointError, ConfigError
 from peft_study.files import write_atomic
 from peft_study.igsm.stream import Tokens, WindowStream
 from peft_study.igsm.text import Kind
-from peft_study.models.attention import VARLEN
 from peft_study.models.learner import Learner
 from peft_study.rng import derive_seed
 from peft_study.skills.config import SkillConfig
@@ -184,7 +183,7 @@ def train(
     optimizers = Optimizers(masters.values, config, config.lr)
     frozen = {name: p.detach().clone() for name, p in learner.named_parameters() if not p.requires_grad}
     _cast(learner, torch.bfloat16 if half else torch.float32)
-    learner.model.config._attn_implementation = VARLEN if config.attention == "varlen" else config.attention
+    learner.attention = config.attention
     step, seconds, with_loss, losses = 0, 0.0, 0, list[float]()
     tokens_per_step = config.batch_windows * stream.length
     total_steps = -(-config.tokens // tokens_per_step)
@@ -201,7 +200,7 @@ def train(
         masters.write()
     _forget_after(folder / "metrics.jsonl", step * tokens_per_step)
     if config.compile:
-        learner.model.model.compile()
+        learner.compile_layers()
     run = accelerator.prepare_model(learner)
     points = {round(i * total_steps / config.points) for i in range(1, config.points + 1)}
     started = last_saved = time.monotonic()
@@ -248,7 +247,7 @@ def train(
         for name, parameter in learner.named_parameters():
             if name in frozen:
                 parameter.copy_(frozen[name])
-    learner.model.config._attn_implementation = "sdpa"
+    learner.attention = "sdpa"
     learner.eval()
     return TrainingSummary(
         total_steps * tokens_per_step,

@@ -81,17 +81,25 @@ def _flip(path: Path) -> None:
         (lambda folder: (folder / "manifest.json").unlink(), "holds no shards"),
         (lambda folder: _cut(folder / "manifest.json"), "manifest.json is damaged"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "must be of version 1, but is of version None"),
-        (lambda folder: _version(folder / "manifest.json"), "must be of version 1, but is of version 7"),
+        (lambda folder: _change(folder, version=7), "must be of version 1, but is of version 7"),
+        (lambda folder: _change(folder, shards=[1]), "manifest.json is damaged .shards.0: "),
+        (lambda folder: _change(folder, settings={"family": "nano"}), "manifest.json is damaged .settings.family: "),
+        (lambda folder: _change(folder, other=1), "manifest.json is damaged .other: "),
     ],
 )
 def test_damage_is_named(shards: Path, damage, message: str) -> None:
     damage(shards)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as raised:
         ShardStream(shards)
+    assert str(raised.value).count("build again") <= 1
+    if "holds no shards" not in message:
+        with pytest.raises(DataError, match=message):  # nothing is added to what is damaged
+            build_shards(SETTINGS, shards, tokens=2 * TOKENS)
 
 
-def _version(path: Path) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 7}))
+def _change(folder: Path, **values: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_without_checksums_a_cut_shard_is_found_all_the_same(shards: Path) -> None:

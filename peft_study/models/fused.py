@@ -1,0 +1,176 @@
+"""The forward pass of a base, adapters included, in as few and as large matrix products as it takes.
+
+The arithmetic is that of `transformers`' Qwen3 under peft's layers, which stay the form that parameters live and are
+saved in (a test compares logits and gradients); what is saved is work. Queries, keys and values are one product, gate
+and up another. In fp32 a low-rank update is added to its matrix before the product, so that an adapter costs no
+further pass over the activations forward, and only products of its rank backward.
+
+Shapes: B windows, T tokens, D model width, H heads, E head width, I inputs and O outputs of a matrix, R rank.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Qwen3ForCausalLM
+
+from peft_study.models.adapters import Linear, read_linear
+from peft_study.models.attention import additive_mask, varlen_attention
+
+Attention = Literal["varlen", "sdpa", "eager"]
+
+
+class _Merged(torch.autograd.Function):
+    """x (W + up^T down)^T, without ever making the gradient of the whole matrix where the rank is low."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        matrix = torch.addmm(weight, up.T, down)
+        ctx.save_for_backward(x, matrix, down, up)
+        return functional.linear(x, matrix, bias)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, matrix, down, up = ctx.saved_tensors
+        slope_NO, x_NI = slope.reshape(-1, slope.shape[-1]), x.reshape(-1, x.shape[-1])
+        before = (slope_NO @ matrix).view_as(x) if ctx.needs_input_grad[0] else None
+        rank, (outputs, inputs) = down.shape[0], matrix.shape
+        # Products a token: with the update's two sides, or with the whole matrix as full fine-tuning has it.
+        if 2 * rank * (inputs + outputs) < inputs * outputs:
+            # Narrow products are up to ten times as slow in any other order and layout than these (LOG.md).
+            return before, None, None, (slope_NO @ up.T).T @ x_NI, (x_NI @ down.T).T @ slope_NO
+        whole = slope_NO.T @ x_NI
+        return before, None, None, up @ whole, down @ whole.T
+
+
+class Projection(NamedTuple):
+    """One or more linear layers that read the same input, side by side."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+    downs: tuple[Tensor, ...]
+    """Of each adapted part [R, I]."""
+    up_RO: Tensor | None
+    """The other sides, transposed and scaled, each in its rows and columns; None where nothing is adapted."""
+    dropout: float
+
+    def __call__(self, x: Tensor, *, training: bool) -> Tensor:
+        """Return the outputs [..., O] of all parts for inputs [..., I]."""
+        if self.up_RO is None:
+            return functional.linear(x, self.weight_OI, self.bias_O)
+        if x.dtype is torch.float32 and not (training and self.dropout):
+            return _Merged.apply(x, self.weight_OI, self.bias_O, torch.cat(self.downs), self.up_RO)  # pyright: ignore[reportReturnType]
+        # A small update would be lost in the last bit of a half-precision matrix, so there it stays beside it.
+        low = [functional.linear(functional.dropout(x, self.dropout, training), down) for down in self.downs]
+        update = functional.linear(torch.cat(low, dim=-1), self.up_RO.T)
+        return functional.linear(x, self.weight_OI, self.bias_O) + update
+
+
+def side_by_side(parts: Sequence[Linear]) -> Projection:
+    """Return `parts` as one projection."""
+    bias = None if parts[0].bias_O is None else torch.cat([part.bias_O for part in parts if part.bias_O is not None])
+    adapted = [part for part in parts if part.up_OR is not None]
+    ups = [
+        part.weight_OI.new_zeros(0, len(part.weight_OI)) if part.up_OR is None else part.up_OR.T * part.scale
+        for part in parts
+    ]
+    return Projection(
+        torch.cat([part.weight_OI for part in parts]) if len(parts) > 1 else parts[0].weight_OI,
+        bias,
+        tuple(part.down_RI for part in adapted if part.down_RI is not None),
+        torch.block_diag(*ups) if adapted else None,
+        max((part.dropout for part in adapted), default=0.0),
+    )
+
+
+class Layer(NamedTuple):
+    """The weights of one layer."""
+
+    attention_norm: Tensor
+    qkv: Projection
+    q_norm: Tensor
+    k_norm: Tensor
+    out: Projection
+    mlp_norm: Tensor
+    gate_up: Projection
+    down: Projection
+    window: int
+    """Tokens that a position sees, itself included; 0 for its whole document."""
+
+
+def read_layers(model: Qwen3ForCausalLM) -> list[Layer]:
+    """Return the layers of a base, whether peft has wrapped their matrices or not."""
+    config = model.config
+    layers: list[Layer] = []
+    for layer, kind in zip(model.model.layers, config.layer_types or [], strict=True):
+        parts: Any = layer  # transformers' stubs take a layer's parts for tensors
+        attention, mlp = parts.self_attn, parts.mlp
+        layers.append(
+            Layer(
+                parts.input_layernorm.weight,
+                side_by_side([read_linear(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]),
+                attention.q_norm.weight,
+                attention.k_norm.weight,
+                side_by_side([read_linear(attention.o_proj)]),
+                parts.post_attention_layernorm.weight,
+                side_by_side([read_linear(mlp.gate_proj), read_linear(mlp.up_proj)]),
+                side_by_side([read_linear(mlp.down_proj)]),
+                (config.sliding_window or 0) if kind == "sliding_attention" else 0,
+            )
+        )
+    return layers
+
+
+def _turn(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate by position; cos and sin are [T, 1, E]."""
+    half = x_BTHE.shape[-1] // 2
+    return x_BTHE * cos + torch.cat((-x_BTHE[..., half:], x_BTHE[..., :half]), dim=-1) * sin
+
+
+def _attend(q_BTHE: Tensor, k_BTHE: Tensor, v_BTHE: Tensor, seen: Tensor, attention: Attention) -> Tensor:
+    """Return [B, T, H, E]; `seen` is the first position seen [B, T] for the kernel, else a mask [B, 1, T, T]."""
+    q, k, v = q_BTHE.transpose(1, 2), k_BTHE.transpose(1, 2), v_BTHE.transpose(1, 2)
+    if attention == "varlen":
+        return varlen_attention(q, k, v, seen, q.shape[-1] ** -0.5)
+    if attention == "sdpa":
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
+    logits = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + seen
+    return (functional.softmax(logits.float(), dim=-1).to(q.dtype) @ v).transpose(1, 2)
+
+
+def backbone(
+    x_BTD: Tensor,
+    layers: list[Layer],
+    norm: Tensor,
+    seen: dict[int, Tensor],
+    turns: tuple[Tensor, Tensor],
+    *,
+    heads: int,
+    eps: float,
+    attention: Attention,
+    training: bool,
+) -> Tensor:
+    """Return the hidden states [B, T, D] that embeddings [B, T, D] become.
+
+    `seen` says by window of a layer what its positions see, `turns` are cos and sin of the rotation [T, 1, E].
+    """
+    x, shape = x_BTD, (*x_BTD.shape[:2], 3, heads, -1)
+    for layer in layers:
+        y = functional.rms_norm(x, x.shape[-1:], layer.attention_norm, eps)
+        q, k, v = layer.qkv(y, training=training).view(shape).unbind(2)
+        q = _turn(functional.rms_norm(q, q.shape[-1:], layer.q_norm, eps), *turns)
+        k = _turn(functional.rms_norm(k, k.shape[-1:], layer.k_norm, eps), *turns)
+        x = x + layer.out(_attend(q, k, v, seen[layer.window], attention).flatten(2), training=training)
+        y = functional.rms_norm(x, x.shape[-1:], layer.mlp_norm, eps)
+        gate, up = layer.gate_up(y, training=training).chunk(2, dim=-1)
+        x = x + layer.down(functional.silu(gate) * up, training=training)
+    return functional.rms_norm(x, x.shape[-1:], norm, eps)
+
+
+def seen_by(first_BT: dict[int, Tensor], attention: Attention, dtype: torch.dtype) -> dict[int, Tensor]:
+    """Return what `attention` takes for the first positions seen [B, T], by window of a layer."""
+    if attention == "varlen":
+        return {window: first.int() for window, first in first_BT.items()}
+    return {window: additive_mask(first, dtype) for window, first in first_BT.items()}

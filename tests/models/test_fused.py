@@ -1,0 +1,148 @@
+"""Our forward pass against transformers and peft, which it must agree with: logits, losses and gradients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from peft_study.models.adapters import read_linear
+from peft_study.models.attention import additive_mask, first_seen
+from peft_study.models.config import MethodConfig
+from peft_study.models.fused import Attention, Projection, side_by_side
+from peft_study.models.learner import Learner
+from peft_study.skills.config import SkillConfig
+from peft_study.training.supervised import batch_loss
+
+MakeLearner = Callable[..., Learner]
+TakeSteps = Callable[..., list[float]]
+SkillOf = Callable[[MethodConfig], SkillConfig]
+
+
+class Reference(nn.Module):
+    """A learner whose forward pass is that of transformers and peft."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, ids_BT: Tensor, where_BT: Tensor, *, verdict: bool) -> Tensor:
+        learner = self.learner
+        config, dtype = learner.model.config, learner.model.dtype
+        windows = {"full_attention": 0, "sliding_attention": config.sliding_window or 0}
+        masks: Any = {
+            name: additive_mask(first_seen(ids_BT, learner.end_id, window), dtype) for name, window in windows.items()
+        }
+        hidden = learner.model.model(input_ids=ids_BT, attention_mask=masks).last_hidden_state[where_BT]
+        if verdict and learner.probe is not None:
+            return learner.probe(hidden)
+        logits = learner.model.lm_head(hidden)
+        return logits[:, learner.verdict_ids] if verdict else logits
+
+
+def loss_and_gradients(model: nn.Module, learner: Learner, batch: Any, skill: SkillConfig) -> dict[str, Tensor]:
+    learner.zero_grad()
+    torch.manual_seed(0)
+    loss = batch_loss(model, batch, skill)
+    loss.backward()
+    gradients = {name: p.grad for name, p in learner.trainable().items() if p.grad is not None}
+    assert gradients.keys() == learner.trainable().keys()
+    return {"loss": loss.detach(), **{name: gradient.clone() for name, gradient in gradients.items()}}
+
+
+def agree(ours: dict[str, Tensor], theirs: dict[str, Tensor], rtol: float) -> None:
+    for name, expected in theirs.items():
+        far = (ours[name] - expected).abs().max()
+        assert far <= rtol * expected.abs().max().clamp(min=1e-6), (name, float(far), float(expected.abs().max()))
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("attention", ["varlen", "sdpa", "eager"])
+def test_loss_and_gradients_are_those_of_transformers_and_peft(
+    make_learner: MakeLearner,
+    method: MethodConfig,
+    take_steps: TakeSteps,
+    skill_of: SkillOf,
+    batches: dict[str, Any],
+    attention: Attention,
+) -> None:
+    learner, skill = make_learner(method).train(), skill_of(method)
+    take_steps(learner, skill, steps=2)  # at the start half of all gradients of an adapter are 0
+    learner.attention = attention
+    names = ("correction", "detection") if method.name != "probe" else ("detection",)
+    for name in names:
+        of_skill = SkillConfig(name=name)  # pyright: ignore[reportArgumentType]
+        ours = loss_and_gradients(learner, learner, batches[name], of_skill)
+        theirs = loss_and_gradients(Reference(learner), learner, batches[name], of_skill)
+        agree(ours, theirs, 1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 8, 32])
+def test_gradients_at_low_and_high_rank(
+    make_learner: MakeLearner, take_steps: TakeSteps, batches: dict[str, Any], rank: int
+) -> None:
+    """Both ways of making them: by the sides of the update, and by the gradient of the whole matrix."""
+    learner, skill = make_learner(MethodConfig(name="lora", rank=rank)).train(), SkillConfig(name="correction")
+    take_steps(learner, skill, steps=2)
+    ours = loss_and_gradients(learner, learner, batches["correction"], skill)
+    theirs = loss_and_gradients(Reference(learner), learner, batches["correction"], skill)
+    agree(ours, theirs, 1e-4)
+
+
+def test_half_precision_keeps_the_update_apart(
+    make_learner: MakeLearner, take_steps: TakeSteps, batches: dict[str, Any]
+) -> None:
+    learner, skill = make_learner(MethodConfig(name="lora", rank=4)), SkillConfig(name="correction")
+    take_steps(learner, skill, steps=2)
+    exact = loss_and_gradients(learner, learner, batches["correction"], skill)
+    learner.bfloat16()
+    half = loss_and_gradients(learner, learner, batches["correction"], skill)
+    assert half["loss"] == pytest.approx(float(exact["loss"]), rel=0.02)
+    # Base and inputs cancel; the update is less than half the last bit of the weights and would vanish in them.
+    weight, down, up = torch.ones(1, 4), torch.tensor([[1.0, 0.0, 1.0, 0.0]]), torch.full((1, 1), 0.002)
+    assert torch.equal((weight + up @ down).bfloat16(), weight.bfloat16())
+    parts = [each.bfloat16() for each in (weight, down, up)]
+    x = torch.tensor([[1.0, -1.0, 1.0, -1.0]]).bfloat16()
+    assert float(Projection(parts[0], None, (parts[1],), parts[2].T, 0.0)(x, training=True)) == pytest.approx(
+        4e-3, 0.01
+    )
+
+
+def test_dropout_is_drawn_for_each_part_and_only_in_training(make_learner: MakeLearner) -> None:
+    learner = make_learner(MethodConfig(name="lora", rank=2, dropout=0.5))
+    attention: Any = learner.model.model.layers[0].self_attn
+    modules = [attention.q_proj, attention.k_proj]
+    with torch.no_grad():
+        for module in modules:
+            module.lora_A["default"].weight.copy_(modules[0].lora_A["default"].weight)
+            module.lora_B["default"].weight.fill_(1.0)
+    both = side_by_side([read_linear(module) for module in modules])
+    assert both.dropout == 0.5
+    x = torch.randn(64, both.weight_OI.shape[1])
+    plain = torch.cat([module.base_layer(x) for module in modules], dim=-1)
+
+    @torch.no_grad()
+    def updates(*, training: bool) -> tuple[Tensor, ...]:
+        return (both(x, training=training) - plain).chunk(2, dim=-1)
+
+    query, key = updates(training=False)
+    assert torch.allclose(query, key, atol=1e-5)
+    assert torch.allclose(query, modules[0].eval()(x) - plain[:, : query.shape[1]], atol=1e-5)
+    query, key = updates(training=True)
+    assert not torch.allclose(query, key, atol=1e-2)
+    draws = torch.stack([updates(training=True)[0] for _ in range(400)])
+    off = ((draws.mean(0) - updates(training=False)[0]).abs() / (draws.std(0) / 20)).detach()
+    assert float(off.max()) < 6  # standard errors: what is kept makes up for what is dropped
+
+
+def test_a_part_without_adapter_is_left_alone(make_learner: MakeLearner) -> None:
+    learner = make_learner(MethodConfig(name="lora", rank=2, targets="qv"))
+    attention: Any = learner.model.model.layers[0].self_attn
+    with torch.no_grad():
+        attention.v_proj.lora_B["default"].weight.normal_()
+    names = ("q_proj", "k_proj", "v_proj")
+    projection = side_by_side([read_linear(getattr(attention, name)) for name in names])
+    x = torch.randn(5, projection.weight_OI.shape[1])
+    expected = torch.cat([getattr(attention, name)(x) for name in names], dim=-1)
+    assert torch.allclose(projection(x, training=True), expected, atol=1e-5)
