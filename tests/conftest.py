@@ -102,6 +102,7 @@ def hand_document() -> Document:
         children=[[[0, 1], [1]]],
         formulas=formulas,
         parents={parameter: formula.operands for parameter, formula in formulas.items()},
+        unused={},
         order=(given, asked),
     )
     first = Step(given, (Calculation("c", Operand("", 3), "", None, 3),))

@@ -59,16 +59,16 @@ class FamilySettings(BaseModel, frozen=True, extra="forbid"):
 NANO = FamilySettings(
     name="nano",
     modulus=5,
-    op_max=4,
-    # Where many problems have the largest op, a model learns to come to the end there, and is lost beyond (LOG.md).
+    op_max=5,
+    # Where many problems have the largest op, or it is smaller, a model learns to come to the end there, and is lost
+    # beyond (LOG.md).
     op_ratio=0.65,
-    ood_ops=(5, 6),
-    headline_op=5,
-    # Steps of two operations are common, so that longer problems have no more steps than training has seen; where each
-    # step is one operation, a model learns to end after as many steps as training has at most (LOG.md).
-    style="middle",
-    ip_max=6,
-    parents_max=3,
+    ood_ops=(6, 7),
+    headline_op=6,
+    style="light",
+    ip_max=7,
+    # Two: every step is one operation. Steps of more are too rare at these op to be learned in hours (LOG.md).
+    parents_max=2,
     abstract_parents_max=2,
     empty_abstract=False,
     sizes=(2, 3),

@@ -3,7 +3,7 @@
 At the start of each solution sentence, with probability `retry_rate`, `Define X as [BACK].` is inserted; then again
 with the same probability, so the count is geometric. What X is drawn from depends on the kind:
 
-- `retry`: parameters in use that are neither known nor computable yet;
+- `retry`: parameters that are neither known nor computable yet, those that nothing is computed from included;
 - `weak`: what the solution still has to define, the right one included (as in the published code);
 - `weak_strict`: what the solution defines later than the next step;
 - `miss`: instance parameters not defined yet, necessary or not, computable or not.
@@ -45,9 +45,11 @@ def _in_number(parameter: Parameter) -> tuple[int, ...]:
 
 def _pool(problem: Problem, kind: MistakeKind, step: int, state: State) -> list[Parameter]:
     if kind == "retry":
-        # Sorted, since the order of a set would make the draw depend on more than the seed.
-        return sorted(set(problem.parents) - state.known - state.can_next, key=_in_number)
+        there = (problem.parents | problem.unused).items()
+        blocked = [p for p, parents in there if p not in state.known and not state.known.issuperset(parents)]
+        return sorted(blocked, key=_in_number)
     if kind == "miss":
+        # Sorted, since the order of a set would make the draw depend on more than the seed.
         return sorted(set(problem.formulas) - state.known, key=_in_number)
     return list(problem.order[step if kind == "weak" else step + 1 :])
 

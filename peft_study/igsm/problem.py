@@ -57,6 +57,8 @@ class Problem:
     """Every instance parameter, in the shuffled order of the problem's sentences."""
     parents: dict[Parameter, tuple[Parameter, ...]]
     """What each parameter in use is computed from, abstract ones included."""
+    unused: dict[Parameter, tuple[Parameter, ...]]
+    """What each abstract parameter that nothing is computed from would be computed from."""
     order: tuple[Parameter, ...]
     """The necessary parameters in the order of the solution; the last is asked for."""
 
@@ -299,7 +301,7 @@ def _draw_names(rng: Chance, family: FamilySettings, counts: list[int]) -> tuple
     return (tuple(category.name for category in categories), *items)
 
 
-def _in_order(node: Parameter, parents: tuple[Parameter, ...], place: dict[Parameter, int]) -> tuple[Parameter, ...]:
+def in_order(node: Parameter, parents: tuple[Parameter, ...], place: dict[Parameter, int]) -> tuple[Parameter, ...]:
     """Return an abstract parameter's terms in the order in which the solution defines what they count.
 
     The order of items is not in the text, so any other order would be noise that no model can predict.
@@ -340,7 +342,8 @@ def try_problem(rng: Chance, family: FamilySettings, op: int, *, official: bool)
     formulas = {node: builder.formula(node) for node in sentences}
     place = {node: i for i, node in enumerate(order)}
     parents = {
-        node: formulas[node].operands if node in formulas else _in_order(node, p, place)
+        node: formulas[node].operands if node in formulas else in_order(node, p, place)
         for node, p in builder.parents.items()
     }
-    return Problem(family, op, categories, tuple(items), builder.children, formulas, parents, tuple(order))
+    unused = {node: builder.abstract_parents(node) or () for node in builder.all_abstract if node not in parents}
+    return Problem(family, op, categories, tuple(items), builder.children, formulas, parents, unused, tuple(order))

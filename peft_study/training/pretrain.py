@@ -56,7 +56,7 @@ class PretrainConfig(BaseModel):
     """How often a problem has op + 1 operations, in relation to op, instead of the family's own law; None keeps it."""
     architecture: Architecture = Architecture()
     training: TrainingConfig = TrainingConfig(
-        tokens=35_225_600,
+        tokens=26_214_400,
         batch_windows=16,
         lr=3e-3,
         optimizer="muon",

@@ -92,6 +92,19 @@ def test_mistakes_are_as_many_as_the_published_generator_makes(kind: str, rate: 
     assert np.mean(counts) == pytest.approx(expected, abs=3 * error + 0.005)
 
 
+def test_retries_of_all_rates_together_are_as_many() -> None:
+    """One rate alone says little with the 250 problems counted there; among parameters in use alone all are too few."""
+    apart = []
+    for rate, expected in ((0.05, 0.27), (0.1, 0.63), (0.2, 1.26), (0.5, 4.55)):
+        writer = Writer(StreamSettings(family=FAMILIES["med"], retry_rate=rate))
+        counts = []
+        for index in range(4_000):
+            writer.write(index)
+            counts.append(int(writer.draft.meta[MISTAKES]))
+        apart.append((np.mean(counts) - expected) / (np.std(counts) * (1 / 250 + 1 / len(counts)) ** 0.5))
+    assert abs(sum(apart)) < 3 * len(apart) ** 0.5
+
+
 def test_memory_stays_flat() -> None:
     writer = Writer(StreamSettings(family=FAMILIES["nano"], retry_rate=0.3))
     tracemalloc.start()

@@ -11,16 +11,23 @@ from pydantic import ValidationError
 
 from peft_study.errors import ConfigError
 from peft_study.igsm.chance import Chance
-from peft_study.igsm.families import NANO
+from peft_study.igsm.families import MED, NANO
 from peft_study.igsm.mistakes import draw_mistakes
 from peft_study.igsm.parse import parse_step
+from peft_study.igsm.problem import Parameter, Problem
 from peft_study.igsm.settings import StreamSettings
-from peft_study.igsm.solution import state_after
+from peft_study.igsm.solution import State, state_after
 from peft_study.igsm.stream import Document, document_tokens, draw_document
 from peft_study.igsm.text import join, problem_words, step_words
 from peft_study.igsm.verify import Verifier
 
 MakeDocument = Callable[..., Document]
+
+
+def blocked(problem: Problem, state: State) -> set[Parameter]:
+    """Return what cannot be computed yet."""
+    every = problem.parents | problem.unused
+    return {p for p, parents in every.items() if p not in state.known and not set(parents) <= state.known}
 
 
 @given(op=st.integers(1, 6), rate=st.sampled_from([0.2, 0.6, 0.95]), seed=st.integers(0, 10**6))
@@ -59,6 +66,23 @@ def test_rate_zero_is_the_identity() -> None:
         assert document_tokens(rate_zero, first).ids.tobytes() == document_tokens(never_asked, second).ids.tobytes()
 
 
+def test_mistakes_may_be_of_what_nothing_is_computed_from() -> None:
+    settings = StreamSettings(family=MED, ops=(12,), retry_rate=0.5)
+    unused = 0
+    for index in range(40):
+        document = draw_document(settings, index)
+        problem = document.problem
+        verifier = Verifier(join(problem_words(problem)), MED.modulus)
+        for i, step in enumerate(document.solution.steps):
+            for mistake in document.mistakes:
+                if mistake.before == i:
+                    unused += mistake.parameter in problem.unused
+                    assert not verifier.computable(problem.names(mistake.parameter))
+                    assert verifier.facts.expressions(problem.names(mistake.parameter))  # it exists
+            verifier.take(parse_step(join([w.text for w in step_words(problem, step)]).removesuffix(".")))
+    assert unused > 20
+
+
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_number_of_mistakes_is_geometric_where_the_pool_is_large(rate: float) -> None:
     """The mean of a geometric number is rate / (1 - rate), its variance rate / (1 - rate)^2."""
@@ -69,7 +93,7 @@ def test_number_of_mistakes_is_geometric_where_the_pool_is_large(rate: float) ->
         before = Counter(mistake.before for mistake in document.mistakes)
         for step in range(len(document.problem.order)):
             state = state_after(document.problem, step)
-            if len(set(document.problem.parents) - state.known - state.can_next) >= 5:
+            if len(blocked(document.problem, state)) >= 5:
                 counts.append(before[step])
     expected = sum(rate**i for i in range(1, 6)) + rate**6 / 2  # cut where a pool of five or six is used up
     assert len(counts) > 300
@@ -80,7 +104,7 @@ def test_mistakes_are_drawn_uniformly_from_the_pool(make_document: MakeDocument)
     problem = next(
         document.problem
         for document in (make_document(6, index=index) for index in range(100))
-        if len(document.problem.parents) - len(state_after(document.problem, 0).can_next) == 5
+        if len(blocked(document.problem, state_after(document.problem, 0))) == 5
     )
     rng = Chance(0)
     drawn = [draw_mistakes(rng, problem, 0.5) for _ in range(1_500)]
@@ -101,7 +125,7 @@ def test_rate_outside_its_range_is_an_error(make_document: MakeDocument, rate: f
 def test_a_pool_that_is_used_up_ends_the_mistakes(make_document: MakeDocument) -> None:
     document = make_document(6, rate=0.9999)
     wrong = [
-        len(set(document.problem.parents) - state.known - state.can_next)
+        len(blocked(document.problem, state))
         for state in (state_after(document.problem, step) for step in range(len(document.problem.order)))
     ]
     before = Counter(mistake.before for mistake in document.mistakes)

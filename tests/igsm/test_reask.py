@@ -38,6 +38,21 @@ def test_the_statement_stays_and_the_question_changes() -> None:
     assert changed > 30
 
 
+def test_what_nothing_was_computed_from_is_asked_for_too() -> None:
+    settings = StreamSettings(family=MED, ops=(15,))
+    asked = 0
+    for index in range(40):
+        before = draw_document(settings, index).problem
+        after = draw_document(settings.model_copy(update={"reask": True}), index).problem
+        if statement_words(before) == statement_words(after) and after.query in before.unused:
+            asked += 1
+            assert after.query in after.parents
+            assert set(after.order) <= after.parents.keys()
+            assert after.parents.keys().isdisjoint(after.unused)
+            assert after.parents.keys() | after.unused.keys() == before.parents.keys() | before.unused.keys()
+    assert asked > 3
+
+
 def test_op_is_of_every_size() -> None:
     settings = StreamSettings(family=MED, ops=(15,), reask=True, split="test")
     ops = [draw_document(settings, index).problem.op for index in range(60)]

@@ -255,10 +255,11 @@ def put_step(lexicon, rules, draft, node, bound, ids, kinds, at):
 
 @jit
 def can_next(draft, node, known):
-    """Whether all that `node` is computed from is known."""
+    """Whether all that `node`, in use or not, is computed from is known."""
+    abstract = draft.where[node, 0]
     unknown = 0
-    for i in range(draft.size[node]):
-        unknown += not known[draft.parents[node, i]]
+    for i in range(draft.made_size[node] if abstract else draft.size[node]):
+        unknown += not known[draft.made[node, i] if abstract else draft.parents[node, i]]
     return unknown == 0
 
 
@@ -278,7 +279,7 @@ def draw_mistakes(rng, rules, draft):
                 count = 0
                 if rules.mistake_kind == RETRY:
                     for node in range(meta[NODES]):
-                        if draft.is_used[node] and not known[node] and not can_next(draft, node, known):
+                        if not known[node] and not can_next(draft, node, known):
                             pool[count] = node
                             count += 1
                 elif rules.mistake_kind == MISS:
