@@ -17,6 +17,7 @@ from peft_study.models.config import BaseConfig
 from peft_study.models.learner import Learner
 from peft_study.models.places import base_folder
 from peft_study.study.cards import base_card
+from peft_study.study.config import flatten
 from peft_study.study.provenance import provenance
 from peft_study.training.pretrain import PretrainConfig, pretrain
 from peft_study.training.supervised import Point
@@ -34,6 +35,7 @@ def make_base(config: PretrainConfig, runs: Path, *, on_point: Callable[[Point],
     target = base_folder(BaseConfig(name=config.base, seed=config.seed), config.family)
     if (target / PRETRAINING_FILE).exists():
         raise StoreError(f"{target} holds a finished base; move it away to make it again")
+    command = pretrain_command(config)
     config, before = _continued(config)
     work = runs / "pretrain" / target.name
     checks = {
@@ -52,6 +54,7 @@ def make_base(config: PretrainConfig, runs: Path, *, on_point: Callable[[Point],
     learner.to(torch.device("cpu"))
     report = measure_base(learner.model, family, n=n)
     record = {
+        "command": command,
         "config": config.model_dump(mode="json"),
         "family": family.model_dump(mode="json"),
         "training": summary._asdict(),
@@ -66,6 +69,16 @@ def make_base(config: PretrainConfig, runs: Path, *, on_point: Callable[[Point],
     return target
 
 
+def pretrain_command(config: PretrainConfig) -> str:
+    """Return the command that makes the base of `config` with the code and the defaults of this commit."""
+    chosen = {"family": config.family, "base": config.base, "seed": config.seed}
+    usual = flatten(PretrainConfig.model_validate(chosen).model_dump())
+    changed = [f"{key}={value}" for key, value in flatten(config.model_dump()).items() if value != usual[key]]
+    if not changed:
+        return "make pretrain " + " ".join(f"{key.upper()}={value}" for key, value in chosen.items())
+    return " ".join(["peft-study pretrain", *changed, *(f"--{key} {value}" for key, value in chosen.items())])
+
+
 def _continued(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, Any] | None]:
     """Return `config` with the shape of the base it starts from, and how that one was made; CheckpointError else."""
     if config.start is None:
@@ -77,7 +90,7 @@ def _continued(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, Any] |
                 f"{config.start} is of {key} {before['config'][key]}, but {value} is asked for; "
                 "start from a base of the same kind"
             )
-    kept = ("config", "training", "provenance", "measured", "continued_from")
+    kept = ("command", "config", "training", "provenance", "measured", "continued_from")
     architecture = Architecture.model_validate(before["config"]["architecture"])
     shaped = config.model_copy(update={"architecture": architecture})
     return shaped, {key: before[key] for key in kept if key in before}

@@ -7,18 +7,6 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def pretrain_command(record: dict[str, Any]) -> str:
-    """Return the command that makes a base from what lies before it."""
-    config = record["config"]
-    command = f"make pretrain FAMILY={config['family']} BASE={config['base']} SEED={config['seed']}"
-    if not (config.get("start") or config.get("op_ratio")):
-        return command
-    words = [f"peft-study pretrain --family {config['family']} --base {config['base']} --seed {config['seed']}"]
-    words += [f"{key}={config[key]}" for key in ("start", "op_ratio") if config.get(key)]
-    words += [f"training.{key}={config['training'][key]}" for key in ("tokens", "lr", "muon_lr")]
-    return " ".join(words)
-
-
 def _continued_lines(record: dict[str, Any]) -> list[str]:
     """Return a row of the table for each base that this one was continued from."""
     lines, law = [], record["config"].get("op_ratio")
@@ -27,7 +15,7 @@ def _continued_lines(record: dict[str, Any]) -> list[str]:
     before = record.get("continued_from")
     while before:
         lines.append(
-            f"| continued from | a base of {before['training']['tokens']:,} tokens: `{pretrain_command(before)}`, "
+            f"| continued from | a base of {before['training']['tokens']:,} tokens: `{before['command']}`, "
             f"commit {before['provenance']['commit']} |"
         )
         before = before.get("continued_from")
@@ -37,7 +25,6 @@ def _continued_lines(record: dict[str, Any]) -> list[str]:
 def base_card(record: dict[str, Any]) -> str:
     """Return the model card of a base, every number from its record."""
     config, family, measured, training = (record[key] for key in ("config", "family", "measured", "training"))
-    command = pretrain_command(record)
     data = (
         "error-free solutions"
         if config["base"] == "error-free"
@@ -57,7 +44,7 @@ def base_card(record: dict[str, Any]) -> str:
         f"up to {family['ip_max']} instance parameters, {family['letter_pool']} letters), {data}; "
         f"loss on solutions, and with weight {config['problem_weight']} on problems.",
         "",
-        f"    {command}",
+        f"    {record['command']}",
         "",
         "| setting | value |",
         "|---|---|",

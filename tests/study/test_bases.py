@@ -9,7 +9,8 @@ import torch
 from peft_study.errors import CheckpointError, StoreError
 from peft_study.models.base import Architecture, load_model, read_pretraining
 from peft_study.study import bases
-from peft_study.study.bases import make_base
+from peft_study.study.bases import make_base, pretrain_command
+from peft_study.study.config import build, flatten, overrides_layer
 from peft_study.training.config import TrainingConfig
 from peft_study.training.pretrain import PretrainConfig
 from peft_study.training.supervised import Point
@@ -58,13 +59,24 @@ def test_a_base_is_made_measured_and_described(tiny: Architecture) -> None:
     assert record["continued_from"] is None
     assert [point["tokens"] for point in record["curve"]] == [1024, 2048]
     card = (folder / "README.md").read_text()
-    assert "make pretrain FAMILY=nano BASE=error-free SEED=0" in card
+    assert f"\n    {record['command']}\n" in card
     assert "**not accepted**" in card
     assert "2,048 (" in card
     assert "sdpa attention" in card
     assert not Path("runs/pretrain/nano-error-free-seed0").exists()
     with pytest.raises(StoreError, match="holds a finished base"):
         made(configured(tiny))
+
+
+def test_the_command_makes_the_same_config(tiny: Architecture) -> None:
+    usual = PretrainConfig(base="retry", seed=3)
+    assert pretrain_command(usual) == "make pretrain FAMILY=nano BASE=retry SEED=3"
+    changed = configured(tiny, base="retry", start="some/folder", op_ratio=0.4)
+    words = pretrain_command(changed).split()
+    assert words[:2] == ["peft-study", "pretrain"]
+    assert words[-6:] == ["--family", "nano", "--base", "retry", "--seed", "0"]
+    asked = {"family": "nano", "base": "retry", "seed": 0, **overrides_layer(words[2:-6])}
+    assert build(PretrainConfig, flatten(PretrainConfig().model_dump()), asked) == changed
 
 
 def test_a_killed_run_goes_on_to_the_same_base(tiny: Architecture, tmp_path: Path) -> None:
@@ -95,8 +107,8 @@ def test_a_base_can_be_continued_with_another_law_and_says_so(tiny: Architecture
     assert record["continued_from"]["training"]["tokens"] == STEPS * WINDOWS * 256
     assert "curve" not in record["continued_from"]
     card = (folder / "README.md").read_text()
-    assert f"--seed 0 start={first} op_ratio=0.4 training.tokens=2048 training.lr=0.003" in card
-    assert "continued from | a base of 2,048 tokens: `make pretrain FAMILY=nano BASE=error-free SEED=0`" in card
+    assert f"peft-study pretrain start={first} op_ratio=0.4 training.tokens=2048 " in card
+    assert f"continued from | a base of 2,048 tokens: `{record['continued_from']['command']}`, commit" in card
     assert "falling by 0.4 (the family's own: 0.65)" in card
     with pytest.raises(CheckpointError, match="of base error-free, but retry is asked for"):
         made(configured(tiny, base="retry", start=str(first)))
