@@ -168,11 +168,12 @@ def train(
     """
     if config.lr is None:
         raise ConfigError("training.lr must be a number here, but got None; set training.lr, or run inside a sweep")
-    assert "auto" not in (config.precision, config.attention), "whoever calls settles these first (machine.settled)"
+    attention = config.attention
+    assert config.precision != "auto" != attention, "whoever calls settles these first (machine.settled)"
     accelerator = Accelerator()
     device, share = accelerator.device, accelerator.process_index
     half = config.precision == "bf16"
-    if config.attention == "varlen" and (half or device.type != "cpu"):
+    if attention == "varlen" and (half or device.type != "cpu"):
         raise ConfigError(
             f"training.attention: varlen computes in fp32 on a CPU, but this is {config.precision} on {device.type}; "
             "set training.attention to auto"
@@ -183,7 +184,7 @@ def train(
     optimizers = Optimizers(masters.values, config, config.lr)
     frozen = {name: p.detach().clone() for name, p in learner.named_parameters() if not p.requires_grad}
     _cast(learner, torch.bfloat16 if half else torch.float32)
-    learner.attention = config.attention
+    learner.attention = attention
     step, seconds, with_loss, losses = 0, 0.0, 0, list[float]()
     tokens_per_step = config.batch_windows * stream.length
     total_steps = -(-config.tokens // tokens_per_step)

@@ -9,6 +9,7 @@ import torch
 from peft_study.igsm.families import NANO
 from peft_study.igsm.settings import StreamSettings
 from peft_study.igsm.stream import WindowStream
+from peft_study.models.attention import additive_mask, first_seen
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
@@ -52,6 +53,20 @@ def batches() -> dict[str, Any]:
     return {
         name: make_batch(tokens, SkillConfig(name=name), torch.device("cpu")) for name in ("correction", "detection")
     }
+
+
+@pytest.fixture(scope="session")
+def masks_of_transformers() -> Callable[[torch.Tensor, Learner], dict[str, torch.Tensor]]:
+    """Return the function that says what each position sees in the words of transformers, by type of layer."""
+
+    def masks(ids_BT: torch.Tensor, learner: Learner) -> dict[str, torch.Tensor]:
+        config, dtype = learner.model.config, learner.model.dtype
+        windows = {"full_attention": 0, "sliding_attention": config.sliding_window or 0}
+        return {
+            name: additive_mask(first_seen(ids_BT, learner.end_id, window), dtype) for name, window in windows.items()
+        }
+
+    return masks
 
 
 @pytest.fixture(scope="session")

@@ -8,32 +8,29 @@ import torch
 from torch import Tensor, nn
 
 from peft_study.models.adapters import read_linear
-from peft_study.models.attention import additive_mask, first_seen
+from peft_study.models.attention import first_seen
 from peft_study.models.config import MethodConfig
-from peft_study.models.fused import Attention, Projection, side_by_side
+from peft_study.models.fused import Attention, Projection, seen_by, side_by_side
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
 from peft_study.training.supervised import batch_loss
 
 MakeLearner = Callable[..., Learner]
 TakeSteps = Callable[..., list[float]]
+MasksOf = Callable[[Tensor, Learner], dict[str, Tensor]]
 SkillOf = Callable[[MethodConfig], SkillConfig]
 
 
 class Reference(nn.Module):
     """A learner whose forward pass is that of transformers and peft."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, masks_of: MasksOf) -> None:
         super().__init__()
-        self.learner = learner
+        self.learner, self.masks_of = learner, masks_of
 
     def forward(self, ids_BT: Tensor, where_BT: Tensor, *, verdict: bool) -> Tensor:
         learner = self.learner
-        config, dtype = learner.model.config, learner.model.dtype
-        windows = {"full_attention": 0, "sliding_attention": config.sliding_window or 0}
-        masks: Any = {
-            name: additive_mask(first_seen(ids_BT, learner.end_id, window), dtype) for name, window in windows.items()
-        }
+        masks: Any = self.masks_of(ids_BT, learner)
         hidden = learner.model.model(input_ids=ids_BT, attention_mask=masks).last_hidden_state[where_BT]
         if verdict and learner.probe is not None:
             return learner.probe(hidden)
@@ -65,6 +62,7 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(
     take_steps: TakeSteps,
     skill_of: SkillOf,
     batches: dict[str, Any],
+    masks_of_transformers: MasksOf,
     attention: Attention,
 ) -> None:
     learner, skill = make_learner(method).train(), skill_of(method)
@@ -74,19 +72,23 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(
     for name in names:
         of_skill = SkillConfig(name=name)  # pyright: ignore[reportArgumentType]
         ours = loss_and_gradients(learner, learner, batches[name], of_skill)
-        theirs = loss_and_gradients(Reference(learner), learner, batches[name], of_skill)
+        theirs = loss_and_gradients(Reference(learner, masks_of_transformers), learner, batches[name], of_skill)
         agree(ours, theirs, 1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 8, 32])
 def test_gradients_at_low_and_high_rank(
-    make_learner: MakeLearner, take_steps: TakeSteps, batches: dict[str, Any], rank: int
+    make_learner: MakeLearner,
+    take_steps: TakeSteps,
+    batches: dict[str, Any],
+    masks_of_transformers: MasksOf,
+    rank: int,
 ) -> None:
     """Both ways of making them: by the sides of the update, and by the gradient of the whole matrix."""
     learner, skill = make_learner(MethodConfig(name="lora", rank=rank)).train(), SkillConfig(name="correction")
     take_steps(learner, skill, steps=2)
     ours = loss_and_gradients(learner, learner, batches["correction"], skill)
-    theirs = loss_and_gradients(Reference(learner), learner, batches["correction"], skill)
+    theirs = loss_and_gradients(Reference(learner, masks_of_transformers), learner, batches["correction"], skill)
     agree(ours, theirs, 1e-4)
 
 
@@ -146,3 +148,18 @@ def test_a_part_without_adapter_is_left_alone(make_learner: MakeLearner) -> None
     x = torch.randn(5, projection.weight_OI.shape[1])
     expected = torch.cat([getattr(attention, name)(x) for name in names], dim=-1)
     assert torch.allclose(projection(x, training=True), expected, atol=1e-5)
+
+
+def test_what_is_seen_by_hand() -> None:
+    ids = torch.tensor([[1, 7, 9, 1, 8]])
+    first = {window: first_seen(ids, 1, window) for window in (0, 2)}
+    kernel, masks = seen_by(first, "varlen", torch.float32), seen_by(first, "sdpa", torch.float32)
+    assert kernel[0].tolist() == [[0, 0, 0, 3, 3]]
+    assert kernel[2].tolist() == [[0, 0, 1, 3, 3]]
+    assert all(each.dtype is torch.int32 for each in kernel.values())
+    seen = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    near = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    for window, expected in ((0, seen), (2, near)):
+        assert masks[window].shape == (1, 1, 5, 5)
+        assert (masks[window][0, 0] == 0).int().tolist() == expected
+        assert masks[window].min() == torch.finfo(torch.float32).min

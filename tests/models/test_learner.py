@@ -9,19 +9,19 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from peft_study.igsm.families import NANO
 from peft_study.igsm.text import BACK, RIGHT, WRONG
 from peft_study.igsm.tokenizer import word_ids
-from peft_study.models.attention import VARLEN
 from peft_study.models.base import Architecture, build_base
 from peft_study.models.config import MethodConfig
-from peft_study.models.learner import Learner, document_masks
+from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
 from peft_study.training.supervised import batch_loss
 
 MakeLearner = Callable[..., Learner]
+MasksOf = Callable[[torch.Tensor, Learner], dict[str, torch.Tensor]]
 TakeSteps = Callable[..., list[float]]
 SkillOf = Callable[[MethodConfig], SkillConfig]
 
@@ -54,7 +54,8 @@ def test_starts_equal_to_the_base(make_learner: MakeLearner, method: MethodConfi
     with torch.no_grad():
         verdicts = learner(batch.ids_BT, batch.where_BT, verdict=True)
         expected = everywhere(base, batch)[batch.where_BT.flatten()][:, base.verdict_ids]
-    assert torch.equal(verdicts, torch.zeros_like(expected) if method.name == "probe" else expected)
+    # Two rows of the output embedding are another product than all of them: equal but for rounding.
+    assert torch.allclose(verdicts, torch.zeros_like(expected) if method.name == "probe" else expected, atol=1e-6)
 
 
 def test_number_of_trained_values(make_learner: MakeLearner, method: MethodConfig, tiny: Architecture) -> None:
@@ -136,6 +137,7 @@ def test_saved_and_loaded_by_strangers(
     take_steps: TakeSteps,
     skill_of: SkillOf,
     batches: dict[str, Any],
+    masks_of_transformers: MasksOf,
     tmp_path: Path,
 ) -> None:
     """What is saved works in plain transformers and peft, which know nothing of us."""
@@ -145,7 +147,7 @@ def test_saved_and_loaded_by_strangers(
     take_steps(learner, skill_of(method))
     learner.save(tmp_path / "saved")
     ids = batches["detection"].ids_BT
-    mask = document_masks(ids, learner.end_id, learner.model.config, torch.float32)
+    mask = masks_of_transformers(ids, learner)
     model: Any = Qwen3ForCausalLM.from_pretrained(tmp_path / ("saved" if method.name == "full" else "base"))
     if method.name == "lora" or method.rank:
         model = PeftModel.from_pretrained(model, tmp_path / "saved")
@@ -209,24 +211,3 @@ def test_a_document_sees_itself_alone(make_learner: MakeLearner) -> None:
         packed = learner(ids, where, verdict=False)[len(first) :]
         expected = learner(alone, torch.ones_like(alone, dtype=torch.bool), verdict=False)
     assert torch.allclose(packed, expected, atol=1e-6)
-
-
-def test_document_masks_by_hand() -> None:
-    ids = torch.tensor([[1, 7, 9, 1, 8]])
-    masks = document_masks(ids, 1, Qwen3Config(use_sliding_window=True, sliding_window=2), torch.float32)
-    seen = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
-    near = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
-    for name, expected in (("full_attention", seen), ("sliding_attention", near)):
-        assert masks[name].shape == (1, 1, 5, 5)
-        assert (masks[name][0, 0] == 0).int().tolist() == expected
-        assert masks[name].min() == torch.finfo(torch.float32).min
-    whole = document_masks(ids, 1, Qwen3Config(use_sliding_window=False), torch.float32)
-    assert torch.equal(whole["sliding_attention"], whole["full_attention"])
-
-
-def test_document_masks_for_the_kernel_are_the_first_positions_seen() -> None:
-    config = Qwen3Config(use_sliding_window=True, sliding_window=2)
-    config._attn_implementation = VARLEN
-    masks = document_masks(torch.tensor([[1, 7, 9, 1, 8]]), 1, config, torch.float32)
-    assert masks["full_attention"].tolist() == [[0, 0, 0, 3, 3]]
-    assert masks["sliding_attention"].tolist() == [[0, 0, 1, 3, 3]]
