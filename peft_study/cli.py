@@ -22,7 +22,7 @@ from peft_study.errors import ConfigError, PeftStudyError
 if TYPE_CHECKING:
     from peft_study.study.progress import SweepProgress
     from peft_study.study.sweep import Outcome
-    from peft_study.training.supervised import Point
+    from peft_study.training.run import Point
 
 
 class _Commands(TyperGroup):

@@ -3,7 +3,7 @@
 import math
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -128,6 +128,29 @@ _ADAPTER = "default"
 """What peft calls the one adapter of a model."""
 
 
+Role = Literal["down", "up", "rows", "table_down", "table_up"]
+
+_ROLES: dict[str, Role] = {
+    f".lora_A.{_ADAPTER}.weight": "down",
+    f".lora_B.{_ADAPTER}.weight": "up",
+    f".token_adapter.trainable_tokens_delta.{_ADAPTER}": "rows",
+    f".lora_embedding_A.{_ADAPTER}": "table_down",
+    f".lora_embedding_B.{_ADAPTER}": "table_up",
+}
+
+
+def place_of(parameter: str) -> tuple[str, Role]:
+    """Return the module that a parameter of an adapter changes, and what of it the parameter is.
+
+    >>> place_of("model.model.layers.0.mlp.up_proj.lora_A.default.weight")
+    ('model.model.layers.0.mlp.up_proj', 'down')
+    """
+    for suffix, role in _ROLES.items():
+        if parameter.endswith(suffix):
+            return parameter.removesuffix(suffix), role
+    raise KeyError(parameter)
+
+
 class Linear(NamedTuple):
     """A linear layer with what an adapter adds to it; O outputs, I inputs, R rank."""
 
@@ -136,7 +159,7 @@ class Linear(NamedTuple):
     down_RI: Tensor | None
     """None where nothing is adapted."""
     up_OR: Tensor | None
-    scale: float
+    scale: float | Tensor
     dropout: float
 
 
@@ -155,6 +178,12 @@ def read_linear(module: nn.Module) -> Linear:
         module.scaling[_ADAPTER],
         dropout.p if isinstance(dropout, nn.Dropout) else 0.0,
     )
+
+
+def scale_of(module: nn.Module) -> float:
+    """Return the factor of an adapted layer's update: alpha / rank, or alpha / sqrt(rank) with rslora."""
+    assert isinstance(module, lora.LoraLayer), type(module)
+    return module.scaling[_ADAPTER]
 
 
 def read_table(module: nn.Module) -> Tensor:

@@ -5,14 +5,15 @@ saved in (a test compares logits and gradients); what is saved is work. Queries,
 and up another. In fp32 a low-rank update is added to its matrix before the product, so that an adapter costs no
 further pass over the activations forward, and only products of its rank backward.
 
-Shapes: B windows, T tokens, D model width, H heads, E head width, I inputs and O outputs of a matrix, R rank.
+Shapes: B windows, T tokens, D model width, H heads, E head width, I inputs and O outputs of a matrix, R rank,
+N positions, K slots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
@@ -23,30 +24,40 @@ Attention = Literal["varlen", "sdpa", "eager"]
 
 
 class _Merged(torch.autograd.Function):
-    """x (W + up^T down)^T, without ever making the gradient of the whole matrix where the rank is low."""
+    """x (W + up^T down)^T, without ever making the gradient of the whole matrix where the rank is low.
+
+    x [N, I], down [R, I] and up [R, O], or all three with a dimension of slots before; W [O, I] is one for all.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        matrix = torch.addmm(weight, up.T, down)
+        matrix = weight + up.mT @ down
         ctx.save_for_backward(x, matrix, down, up)
-        return functional.linear(x, matrix, bias)
+        return functional.linear(x, matrix, bias) if x.ndim == 2 else _add(x @ matrix.mT, bias)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, matrix, down, up = ctx.saved_tensors
-        slope_NO, x_NI = slope.reshape(-1, slope.shape[-1]), x.reshape(-1, x.shape[-1])
-        before = (slope_NO @ matrix).view_as(x) if ctx.needs_input_grad[0] else None
-        rank, (outputs, inputs) = down.shape[0], matrix.shape
+        before = slope @ matrix if ctx.needs_input_grad[0] else None
+        rank, (outputs, inputs) = down.shape[-2], matrix.shape[-2:]
         # Products a token: with the update's two sides, or with the whole matrix as full fine-tuning has it.
         if 2 * rank * (inputs + outputs) < inputs * outputs:
             # Narrow products are up to ten times as slow in any other order and layout than these (LOG.md).
-            return before, None, None, (slope_NO @ up.T).T @ x_NI, (x_NI @ down.T).T @ slope_NO
-        whole = slope_NO.T @ x_NI
-        return before, None, None, up @ whole, down @ whole.T
+            return before, None, None, (slope @ up.mT).mT @ x, (x @ down.mT).mT @ slope
+        whole = slope.mT @ x
+        return before, None, None, up @ whole, down @ whole.mT
+
+
+def _add(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias
 
 
 class Projection(NamedTuple):
-    """One or more linear layers that read the same input, side by side."""
+    """One or more linear layers that read the same input, side by side.
+
+    With slots (`training/bank.py`) the sides of the update have a first dimension K, and slot k is given the k-th part
+    of the windows.
+    """
 
     weight_OI: Tensor
     bias_O: Tensor | None
@@ -56,32 +67,40 @@ class Projection(NamedTuple):
     """The other sides, transposed and scaled, each in its rows and columns; None where nothing is adapted."""
     dropout: float
 
-    def __call__(self, x: Tensor, *, training: bool) -> Tensor:
-        """Return the outputs [..., O] of all parts for inputs [..., I]."""
+    def __call__(self, x_BTI: Tensor, *, training: bool) -> Tensor:
+        """Return the outputs [B, T, O] of all parts."""
         if self.up_RO is None:
-            return functional.linear(x, self.weight_OI, self.bias_O)
+            return functional.linear(x_BTI, self.weight_OI, self.bias_O)
+        inputs = x_BTI.shape[-1]
+        x = x_BTI.reshape(-1, inputs) if self.up_RO.ndim == 2 else x_BTI.reshape(len(self.up_RO), -1, inputs)
         if x.dtype is torch.float32 and not (training and self.dropout):
-            return _Merged.apply(x, self.weight_OI, self.bias_O, torch.cat(self.downs), self.up_RO)  # pyright: ignore[reportReturnType]
-        # A small update would be lost in the last bit of a half-precision matrix, so there it stays beside it.
-        low = [functional.linear(functional.dropout(x, self.dropout, training), down) for down in self.downs]
-        update = functional.linear(torch.cat(low, dim=-1), self.up_RO.T)
-        return functional.linear(x, self.weight_OI, self.bias_O) + update
+            down = torch.cat(self.downs, dim=-2)
+            y: Any = _Merged.apply(x, self.weight_OI, self.bias_O, down, self.up_RO)
+        else:
+            # A small update would be lost in the last bit of a half-precision matrix, so there it stays beside it.
+            low = [functional.dropout(x, self.dropout, training) @ down.mT for down in self.downs]
+            y = functional.linear(x, self.weight_OI, self.bias_O) + torch.cat(low, dim=-1) @ self.up_RO
+        return y.view(*x_BTI.shape[:-1], -1)
 
 
 def side_by_side(parts: Sequence[Linear]) -> Projection:
     """Return `parts` as one projection."""
     bias = None if parts[0].bias_O is None else torch.cat([part.bias_O for part in parts if part.bias_O is not None])
-    adapted = [part for part in parts if part.up_OR is not None]
-    ups = [
-        part.weight_OI.new_zeros(0, len(part.weight_OI)) if part.up_OR is None else part.up_OR.T * part.scale
-        for part in parts
-    ]
+    outputs, before = sum(len(part.weight_OI) for part in parts), 0
+    downs: list[Tensor] = []
+    ups: list[Tensor] = []
+    for part in parts:
+        if part.down_RI is not None and part.up_OR is not None:
+            downs.append(part.down_RI)
+            after = outputs - before - len(part.weight_OI)
+            ups.append(functional.pad(part.up_OR.mT * part.scale, (before, after)))
+        before += len(part.weight_OI)
     return Projection(
         torch.cat([part.weight_OI for part in parts]) if len(parts) > 1 else parts[0].weight_OI,
         bias,
-        tuple(part.down_RI for part in adapted if part.down_RI is not None),
-        torch.block_diag(*ups) if adapted else None,
-        max((part.dropout for part in adapted), default=0.0),
+        tuple(downs),
+        torch.cat(ups, dim=-2) if ups else None,
+        max((part.dropout for part in parts), default=0.0),
     )
 
 
@@ -100,8 +119,8 @@ class Layer(NamedTuple):
     """Tokens that a position sees, itself included; 0 for its whole document."""
 
 
-def read_layers(model: Qwen3ForCausalLM) -> list[Layer]:
-    """Return the layers of a base, whether peft has wrapped their matrices or not."""
+def read_layers(model: Qwen3ForCausalLM, read: Callable[[nn.Module], Linear] = read_linear) -> list[Layer]:
+    """Return the layers of a base; `read` says what stands for each linear layer, by default itself, wrapped or not."""
     config = model.config
     layers: list[Layer] = []
     for layer, kind in zip(model.model.layers, config.layer_types or [], strict=True):
@@ -110,13 +129,13 @@ def read_layers(model: Qwen3ForCausalLM) -> list[Layer]:
         layers.append(
             Layer(
                 parts.input_layernorm.weight,
-                side_by_side([read_linear(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]),
+                side_by_side([read(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj)]),
                 attention.q_norm.weight,
                 attention.k_norm.weight,
-                side_by_side([read_linear(attention.o_proj)]),
+                side_by_side([read(attention.o_proj)]),
                 parts.post_attention_layernorm.weight,
-                side_by_side([read_linear(mlp.gate_proj), read_linear(mlp.up_proj)]),
-                side_by_side([read_linear(mlp.down_proj)]),
+                side_by_side([read(mlp.gate_proj), read(mlp.up_proj)]),
+                side_by_side([read(mlp.down_proj)]),
                 (config.sliding_window or 0) if kind == "sliding_attention" else 0,
             )
         )

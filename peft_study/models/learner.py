@@ -43,6 +43,8 @@ class Learner(nn.Module):
         self.method = method
         self.end_id = word_ids[END]
         self.verdict_ids = [word_ids[RIGHT], word_ids[WRONG]]
+        self.row_ids = [word_ids[BACK], *self.verdict_ids]
+        """Words whose rows of the embeddings adapters train."""
         self.model = model
         self._adapted: list[PeftModel] = []
         self.probe: nn.Linear | None = None
@@ -51,8 +53,7 @@ class Learner(nn.Module):
         self._backbone = backbone
         model.requires_grad_(method.name == "full")
         if method.name == "lora":
-            rows = [word_ids[BACK], *self.verdict_ids]
-            self._adapted = [load_adapter(model, saved) if saved else attach(model, method, rows, seed)]
+            self._adapted = [load_adapter(model, saved) if saved else attach(model, method, self.row_ids, seed)]
         elif method.name == "probe":
             if method.rank:
                 self._adapted = [load_adapter(model, saved) if saved else embedding_adapter(model, method.rank, seed)]

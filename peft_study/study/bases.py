@@ -20,7 +20,7 @@ from peft_study.study.cards import base_card
 from peft_study.study.config import flatten
 from peft_study.study.provenance import provenance
 from peft_study.training.pretrain import PretrainConfig, pretrain
-from peft_study.training.supervised import Point
+from peft_study.training.run import Point
 
 GENERATED = 64
 """Problems of each op that are solved at a point on the way."""

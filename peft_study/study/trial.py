@@ -27,7 +27,8 @@ from peft_study.records import Status
 from peft_study.study.config import TrialConfig
 from peft_study.study.provenance import provenance
 from peft_study.training.machine import settled
-from peft_study.training.supervised import Point, TrainingSummary, train
+from peft_study.training.run import Point, TrainingSummary
+from peft_study.training.supervised import train
 
 TRAINED = ("full", "lora", "probe")
 

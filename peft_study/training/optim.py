@@ -42,6 +42,10 @@ class Masters:
             parameter.copy_(self.values[name])
 
 
+BETAS, EPSILON = (0.9, 0.98), 1e-8
+"""Of AdamW."""
+
+
 class Optimizers:
     """AdamW for all, or Muon for the matrices of the layers and AdamW for the rest (`training.optimizer`).
 
@@ -67,7 +71,24 @@ class Optimizers:
             {"params": matrices, "peak": lr, "weight_decay": config.weight_decay},
             {"params": vectors, "peak": vector_lr, "weight_decay": 0.0},
         ]
-        self.parts.append(torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.98), fused=True))
+        self.parts.append(
+            torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=BETAS, eps=EPSILON, fused=True)
+        )
+
+    def moments(self, value: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Return AdamW's means of the gradient and of its square for a trained value, and the steps taken."""
+        state = self.parts[-1].state.get(value)
+        if not state:
+            return torch.zeros_like(value), torch.zeros_like(value), 0
+        return state["exp_avg"], state["exp_avg_sq"], int(state["step"])
+
+    def set_moments(self, value: Tensor, mean: Tensor, square: Tensor, steps: int) -> None:
+        """Set what `moments` returns."""
+        self.parts[-1].state[value] = {
+            "step": torch.tensor(float(steps), device=value.device),
+            "exp_avg": mean.clone(),
+            "exp_avg_sq": square.clone(),
+        }
 
     def step(self, share: float) -> None:
         """Take one step with every learning rate at `share` of its peak."""

@@ -24,7 +24,8 @@ from peft_study.rng import derive_seed
 from peft_study.skills.config import SkillConfig
 from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import settled
-from peft_study.training.supervised import Point, TrainingSummary, make_batch, train
+from peft_study.training.run import Point, TrainingSummary
+from peft_study.training.supervised import make_batch, train
 
 SHOWN_KINDS = (
     Kind.DEFINE,

@@ -13,7 +13,7 @@ from peft_study.study.bases import make_base, pretrain_command
 from peft_study.study.config import build, flatten, overrides_layer
 from peft_study.training.config import TrainingConfig
 from peft_study.training.pretrain import PretrainConfig
-from peft_study.training.supervised import Point
+from peft_study.training.run import Point
 
 STEPS, WINDOWS = 4, 2
 

@@ -19,7 +19,8 @@ from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
 from peft_study.training.checkpoint import load_state
 from peft_study.training.config import TrainingConfig
-from peft_study.training.supervised import Point, TrainingSummary, batch_loss, make_batch, train, validation_loss
+from peft_study.training.run import Point, TrainingSummary
+from peft_study.training.supervised import batch_loss, make_batch, train, validation_loss
 
 MakeLearner = Callable[..., Learner]
 
