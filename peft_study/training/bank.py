@@ -74,7 +74,8 @@ class Bank:
         for slot in slots:
             if why := why_alone(slot.run):
                 raise ConfigError(f"{slot.run.folder} cannot train beside others: {why}; train it alone")
-        self.model, self.slots, self.attention, self.run_layers = model, list(slots), attention, run_layers
+        self.model, self.slots, self.run_layers = model, list(slots), run_layers
+        self.attention: Attention = attention
         self.device = model.lm_head.weight.device
         self.modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         self.rows = torch.tensor(slots[0].run.learner.row_ids, device=self.device)

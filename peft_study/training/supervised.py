@@ -109,7 +109,8 @@ def train(
     `config.points` points; `extra_metrics` adds to it. Raises ConfigError without a learning rate.
     """
     attention = config.attention
-    assert config.precision != "auto" != attention, "whoever calls settles these first (machine.settled)"
+    assert config.precision != "auto", "whoever calls settles these first (machine.settled)"
+    assert attention != "auto", "whoever calls settles these first (machine.settled)"
     accelerator = Accelerator()
     device, share = accelerator.device, accelerator.process_index
     half = config.precision == "bf16"
