@@ -161,9 +161,8 @@ def test_saved_model_is_the_one_that_was_trained(make_learner: MakeLearner, tmp_
     learner = make_learner(MethodConfig(name="full"))
     run(learner, tmp_path / "work", precision=precision)
     learner.save(tmp_path / "saved")
-    loaded = Learner(
-        load_model(tmp_path / "saved"), MethodConfig(name="none"), {"[RIGHT]": 6, "[WRONG]": 7, "[END]": 1}, 0
-    )
+    words = {"[BACK]": 5, "[RIGHT]": 6, "[WRONG]": 7, "[END]": 1}
+    loaded = Learner(load_model(tmp_path / "saved"), MethodConfig(name="none"), words, 0)
     ids = torch.from_numpy(VALIDATION.ids.astype(np.int64))
     where = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
