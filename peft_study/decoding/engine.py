@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
+from peft_study.errors import ConfigError
+
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return functional.rms_norm(x, (x.shape[-1],), weight, eps)
@@ -166,7 +168,22 @@ def greedy(logits_BV: Tensor) -> Tensor:
     return logits_BV.argmax(-1)
 
 
-def _batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+def sampled(temperature: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """Return a choice that draws the token of each row from its distribution at `temperature`; 0 is greedy.
+
+    What is drawn depends on which rows share a batch.
+    """
+    if temperature < 0:
+        raise ConfigError(f"temperature must be at least 0, but got {temperature}; set 0 for the likeliest token")
+
+    def draw(logits_BV: Tensor) -> Tensor:
+        weights_BV = (logits_BV.float() / temperature).softmax(-1)
+        return torch.multinomial(weights_BV, 1, generator=generator)[:, 0]
+
+    return draw if temperature else greedy
+
+
+def by_length(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
     """Yield indices in batches of like length."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
@@ -187,7 +204,7 @@ def generate(
     A sequence that does not end with `end_id` was cut by the limit.
     """
     outputs: list[list[int]] = [[] for _ in prompts]
-    for batch in _batches([len(prompt) for prompt in prompts], batch_size):
+    for batch in by_length([len(prompt) for prompt in prompts], batch_size):
         decoder = Decoder(model, max_length)
         decoder.prefill([prompts[i] for i in batch])
         alive = batch

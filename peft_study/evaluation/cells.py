@@ -104,16 +104,21 @@ class Evaluator:
         """Return a base's own solutions at the headline op, from `cache` if they were made before."""
         documents = self.problems(self.headline)
         if cache is None:
-            return solve_problems(make_base(), documents, self.data.order)
+            return self._solve(make_base(), documents)
         config = self.config
-        path = cache / f"{name}-{self.data.order}-{config.split}-op{self.headline}-n{config.n}-s{config.seed}.json"
+        asked = f"{config.split}-op{self.headline}-n{config.n}-s{config.seed}-beams{config.num_beams}"
+        path = cache / f"{name}-{self.data.order}-{asked}.json"
         if path.is_file():
             tokens = json.loads(path.read_text())
             return [read_attempt(t, document, self.data.order) for t, document in zip(tokens, documents, strict=True)]
-        attempts = solve_problems(make_base(), documents, self.data.order)
+        attempts = self._solve(make_base(), documents)
         cache.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps([attempt.tokens for attempt in attempts]))
         return attempts
+
+    def _solve(self, model: Any, documents: Sequence[Document]) -> list[Attempt]:
+        config = self.config
+        return solve_problems(model, documents, self.data.order, num_beams=config.num_beams, seed=config.seed)
 
     def correction(self, learner: Learner, baseline: list[Attempt] | None, *, free: bool) -> Findings:
         """Measure solving on `id` and `ood`, and with `free` the model's own [BACK] as a detector."""
@@ -121,7 +126,7 @@ class Evaluator:
         model = learner.merged()
         for name, op in self.solved.items():
             documents = self.problems(op)
-            attempts = solve_problems(model, documents, self.data.order)
+            attempts = self._solve(model, documents)
             against = baseline if op == self.headline else None
             found.measures += solving_measures(attempts, split=split, name=name, op=op, baseline=against)
             found.arrays[f"correct_{name}_{op}"] = outcomes(attempts)

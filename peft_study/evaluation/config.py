@@ -16,5 +16,7 @@ class EvaluationConfig(BaseModel):
     """Problems of a cell."""
     seed: int = 0
     """Seed of the problems, the same for all trials so that comparisons are paired."""
+    num_beams: int = Field(default=1, ge=1)
+    """Solutions are greedy with 1; with more they come from a beam search that samples, as in Part 2.2 (beam 4)."""
     loss_windows: int = Field(default=32, ge=1)
     """Windows of the validation stream that `loss` is measured on."""

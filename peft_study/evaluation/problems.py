@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from transformers import Qwen3ForCausalLM
 
+from peft_study.decoding.beam import beam_search
 from peft_study.decoding.engine import generate
 from peft_study.igsm.families import FamilySettings, Order
 from peft_study.igsm.mistakes import MistakeKind
@@ -14,6 +16,7 @@ from peft_study.igsm.stream import Document, draw_document
 from peft_study.igsm.text import ANSWER, END, join, problem_words, prompt_words
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.igsm.verify import Judgement, judge
+from peft_study.rng import derive_seed
 
 
 class Attempt(NamedTuple):
@@ -84,15 +87,29 @@ def read_attempt(tokens: Sequence[int], document: Document, order: Order) -> Att
 
 
 def solve_problems(
-    model: Qwen3ForCausalLM, documents: Sequence[Document], order: Order, *, batch_size: int = 128
+    model: Qwen3ForCausalLM,
+    documents: Sequence[Document],
+    order: Order,
+    *,
+    num_beams: int = 1,
+    seed: int = 0,
+    batch_size: int = 128,
 ) -> list[Attempt]:
-    """Return the model's greedy solutions, judged."""
+    """Return the model's solutions, judged: greedy ones, or with more beams those of a search that samples."""
     family = documents[0].problem.family
-    outputs = generate(
-        model,
-        [prompt_ids(document, order) for document in documents],
-        end_id=word_ids(family)[END],
-        max_length=2 * family.max_tokens,
-        batch_size=batch_size,
-    )
+    prompts = [prompt_ids(document, order) for document in documents]
+    end_id, max_length = word_ids(family)[END], 2 * family.max_tokens
+    if num_beams == 1:
+        outputs = generate(model, prompts, end_id=end_id, max_length=max_length, batch_size=batch_size)
+    else:
+        outputs = beam_search(
+            model,
+            prompts,
+            num_beams=num_beams,
+            end_id=end_id,
+            max_length=max_length,
+            batch_size=max(1, batch_size // num_beams),
+            temperature=1.0,
+            generator=torch.Generator(model.lm_head.weight.device).manual_seed(derive_seed(seed, "beams")),
+        )
     return [read_attempt(tokens, document, order) for tokens, document in zip(outputs, documents, strict=True)]

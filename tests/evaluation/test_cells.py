@@ -62,7 +62,7 @@ def test_correction_has_its_cells(make_learner: MakeLearner, evaluator: Evaluato
 def test_free_detector_is_only_measured_where_it_was_asked_for(
     make_learner: MakeLearner, evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peft_study.evaluation.cells.solve_problems", lambda model, documents, order: [])
+    monkeypatch.setattr("peft_study.evaluation.cells.solve_problems", lambda model, documents, order, **options: [])
     monkeypatch.setattr("peft_study.evaluation.cells.solving_measures", lambda *args, **options: [])
     found = evaluator.correction(make_learner(MethodConfig(name="full")), None, free=False)
     assert set(found.arrays) == {f"correct_id_{KNOWN}", f"correct_ood_{HEADLINE}"}

@@ -97,6 +97,17 @@ def test_a_model_is_given_the_prompt_and_judged_on_what_it_says(make_learner: Ca
         assert len(prompt_ids(document, "pq")) + len(attempt.tokens) <= 2 * NANO.max_tokens
 
 
+def test_beams_are_sampled_with_a_seed(make_learner: Callable[..., Learner]) -> None:
+    documents, model = draw_problems(NANO, 1, 2, split="test", seed=0), make_learner().model
+
+    def outputs(num_beams: int, seed: int) -> list[list[int]]:
+        return [attempt.tokens for attempt in solve_problems(model, documents, "pq", num_beams=num_beams, seed=seed)]
+
+    assert outputs(2, 0) == outputs(2, 0)
+    assert len({str(outputs(*asked)) for asked in ((1, 0), (2, 0), (2, 1))}) == 3
+    assert outputs(1, 0) == outputs(1, 1)
+
+
 def test_prompt_is_all_that_is_given(hand_document: Document) -> None:
     words = [word.text for word in document_words(hand_document.problem, hand_document.solution, [])]
     prompt = prompt_ids(hand_document, "pq")
