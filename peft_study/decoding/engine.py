@@ -75,6 +75,7 @@ class Decoder:
 
     def __init__(self, model: Qwen3ForCausalLM, max_length: int) -> None:
         config = model.config
+        self.model = model
         self.num_heads = config.num_attention_heads
         self.eps = config.rms_norm_eps
         self.max_length = max_length

@@ -60,9 +60,7 @@ NANO = FamilySettings(
     name="nano",
     modulus=5,
     op_max=5,
-    # Where many problems have the largest op, or it is smaller, a model learns to come to the end there, and is lost
-    # beyond (LOG.md).
-    op_ratio=0.65,
+    op_ratio=1.0,
     ood_ops=(6, 7),
     headline_op=6,
     style="light",

@@ -185,17 +185,30 @@ def written(settings: StreamSettings, index: int) -> Tokens:
     return Tokens(writer.ids[:length], writer.kinds[:length])
 
 
+def mean_length(settings: StreamSettings, documents: int = 1_000) -> float:
+    """Return the mean number of tokens of the first documents."""
+    return sum(len(written(settings, index).ids) for index in range(documents)) / documents
+
+
 class WindowStream:
     """Training windows: [END], then whole documents one after another, the last one cut on the right (the paper's way).
 
     Without `packed` each window is [END] and one document, then [PAD], given as part of the problem: it has no loss.
-    Documents that do not fit into a window are left out.
+    Documents that do not fit into a window are left out. The first documents may be of other settings: `(settings,
+    documents)` in `first`.
     """
 
     def __init__(
-        self, settings: StreamSettings, *, length: int | None = None, next_index: int = 0, packed: bool = True
+        self,
+        settings: StreamSettings,
+        *,
+        length: int | None = None,
+        next_index: int = 0,
+        packed: bool = True,
+        first: tuple[StreamSettings, int] | None = None,
     ) -> None:
         self.settings = settings
+        self.first_settings, self.first_documents = first or (settings, 0)
         self.packed = packed
         self.end_id = word_ids(settings.family)[END]
         self.pad_id = word_ids(settings.family)[PAD]
@@ -207,9 +220,10 @@ class WindowStream:
         """The document the next window starts with: the whole state of the stream."""
 
     def _document(self, index: int) -> Tokens:
-        if self.settings.reask:
-            return document_tokens(self.settings, draw_document(self.settings, index))
-        return written(self.settings, index)
+        settings = self.settings if index >= self.first_documents else self.first_settings
+        if settings.reask:
+            return document_tokens(settings, draw_document(settings, index))
+        return written(settings, index)
 
     def read(self, num_windows: int) -> Tokens:
         """Return the next windows, both arrays of shape [num_windows, length]; DataError where no document fits."""

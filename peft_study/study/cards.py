@@ -8,10 +8,13 @@ def _percent(value: float) -> str:
 
 
 def _continued_lines(record: dict[str, Any]) -> list[str]:
-    """Return a row of the table for each base that this one was continued from."""
-    lines, law = [], record["config"].get("op_ratio")
-    if law:
-        lines.append(f"| law of op | falling by {law} (the family's own: {record['family']['op_ratio']}) |")
+    """Return a row for the law of op, and one for each base that this one was continued from."""
+    lines, config = [], record["config"]
+    if record["family"]["op_ratio"] and config["op_ratio_share"]:
+        share, own = f"{100 * config['op_ratio_share']:g} %", record["family"]["op_ratio"]
+        lines.append(
+            f"| law of op | falling by {config['op_ratio']:g} for the first {share} of the tokens, then by {own:g} |"
+        )
     before = record.get("continued_from")
     while before:
         lines.append(

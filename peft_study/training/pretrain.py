@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from peft_study.igsm.families import family_named
 from peft_study.igsm.settings import StreamSettings
-from peft_study.igsm.stream import Tokens, WindowStream
+from peft_study.igsm.stream import Tokens, WindowStream, mean_length
 from peft_study.igsm.text import Kind
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.models.base import Architecture, build_base, load_model
@@ -53,8 +53,11 @@ class PretrainConfig(BaseModel):
     """Weight of the mean loss on problems, beside that on solutions; 0 for none."""
     start: str | None = None
     """Folder of a base to go on from, with its shape and on documents of its own; None: from scratch."""
-    op_ratio: float | None = Field(default=None, gt=0, le=1)
-    """How often a problem has op + 1 operations, in relation to op, instead of the family's own law; None keeps it."""
+    op_ratio: float = Field(default=0.65, gt=0, le=1)
+    """How often a problem of the first ones has op + 1 operations, in relation to op. Small problems teach looking
+    up, which large ones need (LOG.md). Families of the official law keep it."""
+    op_ratio_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of the tokens that `op_ratio` holds for, before the family's own law; 0 for none."""
     architecture: Architecture = Architecture()
     training: TrainingConfig = TrainingConfig(
         tokens=26_214_400,
@@ -86,6 +89,16 @@ def accuracy_by_kind(learner: Learner, validation: Tokens, skill: SkillConfig) -
     return {f"accuracy/{kind.name.lower()}": float(values.mean()) for kind, values in shares.items() if len(values)}
 
 
+def _small_problems(settings: StreamSettings, config: PretrainConfig) -> tuple[StreamSettings, int] | None:
+    """Return the law of the first documents, and how many they are; None where there is none."""
+    tokens = config.op_ratio_share * config.training.tokens
+    if settings.family.op_ratio is None or not tokens:
+        return None
+    law = settings.family.model_copy(update={"op_ratio": config.op_ratio})
+    small = settings.model_copy(update={"family": law})
+    return small, round(tokens / mean_length(small))
+
+
 def pretrain(
     config: PretrainConfig,
     work: Path,
@@ -96,9 +109,8 @@ def pretrain(
     """Pretrain the base of `config`, going on from what lies in `work`; returns it with what it took."""
     family = family_named(config.family)
     rate = config.retry_rate if config.base == "retry" else 0.0
-    law = family.model_copy(update={"op_ratio": config.op_ratio}) if config.op_ratio else family
     seed = derive_seed(config.seed, "continued") if config.start else config.seed
-    settings = StreamSettings(family=law, retry_rate=rate, seed=seed)
+    settings = StreamSettings(family=family, retry_rate=rate, seed=seed)
     validation = WindowStream(StreamSettings(family=family, retry_rate=rate, seed=config.seed, split="validation"))
     skill = SkillConfig(name="correction", mask=True, problem_weight=config.problem_weight)
     base = load_model(Path(config.start)) if config.start else build_base(family, config.architecture, config.seed)
@@ -112,7 +124,7 @@ def pretrain(
     work.mkdir(parents=True, exist_ok=True)
     summary = train(
         learner,
-        WindowStream(settings),
+        WindowStream(settings, first=_small_problems(settings, config)),
         measured,
         skill,
         settled(config.training, work, learner.model.config.head_dim),

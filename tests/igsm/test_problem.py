@@ -133,7 +133,7 @@ def test_problems_have_unnecessary_parameters_shuffled_sentences_and_every_form(
     assert set(forms) == expected
 
 
-@pytest.mark.parametrize("ratio", [1.0, NANO.op_ratio])
+@pytest.mark.parametrize("ratio", [1.0, 0.65])
 def test_op_is_drawn_by_the_familys_law(ratio: float) -> None:
     settings = StreamSettings(family=NANO.model_copy(update={"op_ratio": ratio}))
     drawn = Counter(draw_document(settings, index).problem.op for index in range(1_600))
@@ -141,7 +141,7 @@ def test_op_is_drawn_by_the_familys_law(ratio: float) -> None:
     expected = {op: 1_600 * weight / sum(weights.values()) for op, weight in weights.items()}
     assert set(drawn) == set(expected)
     chi_square = sum((drawn[op] - count) ** 2 / count for op, count in expected.items())
-    assert chi_square < 16.27  # 99.9 % quantile with 3 degrees of freedom
+    assert chi_square < 18.47  # 99.9 % quantile with 4 degrees of freedom
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())

@@ -20,7 +20,7 @@ from peft_study.igsm.families import NANO
 from peft_study.igsm.problem import try_problem
 from peft_study.igsm.settings import SPLIT_BINS, StreamSettings
 from peft_study.igsm.splits import split_of
-from peft_study.igsm.stream import Document, WindowStream, document_tokens, draw_document
+from peft_study.igsm.stream import Document, WindowStream, document_tokens, draw_document, mean_length, written
 from peft_study.igsm.text import END, PAD, Kind, join, sentence_words
 from peft_study.igsm.tokenizer import word_ids
 
@@ -190,3 +190,26 @@ def test_impossible_op_is_an_error_not_an_endless_loop() -> None:
     for op in (0, 13, 40):
         with pytest.raises(DataError, match=f"{op}"):
             draw_document(StreamSettings(family=NANO, ops=(op,)), 0)
+
+
+def test_first_documents_may_be_of_another_law() -> None:
+    small = settings().model_copy(update={"ops": (1,)})
+    stream = WindowStream(settings(), first=(small, 30))
+    read = stream.read(20).ids[:, 1:].flatten().tolist()
+    documents = [written(small if index < 30 else settings(), index).ids.tolist() for index in range(stream.next_index)]
+    assert stream.next_index > 60
+    assert [documents[index] for index in (0, 29, 30)] != [
+        written(settings(), index).ids.tolist() for index in (0, 29, 30)
+    ]
+    text = " ".join(map(str, read))
+    assert sum(" ".join(map(str, document)) in text for document in documents) > 40  # all but those that are cut
+    resumed = WindowStream(settings(), first=(small, 30), next_index=29)
+    straight = WindowStream(settings(), first=(small, 30), next_index=29)
+    straight.read(1)
+    resumed.read(1)
+    assert np.array_equal(straight.read(2).ids, resumed.read(2).ids)
+
+
+def test_mean_length_is_of_the_first_documents() -> None:
+    lengths = [len(written(settings(), index).ids) for index in range(50)]
+    assert mean_length(settings(), 50) == pytest.approx(np.mean(lengths))

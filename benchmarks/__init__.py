@@ -1,0 +1,1 @@
+"""Speed, measured against what a user would otherwise take; `make bench` and `make bench-data`."""

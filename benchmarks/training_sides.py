@@ -1,0 +1,232 @@
+"""Training, ours and that of transformers' Trainer with peft, on the same windows in the same order.
+
+Both train a Qwen3 of the study's shape with AdamW, the same rates, loss on the same positions, documents isolated.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.race import Gate
+from peft_study.igsm.families import NANO
+from peft_study.igsm.settings import StreamSettings
+from peft_study.igsm.stream import WindowStream
+from peft_study.igsm.tokenizer import word_ids
+from peft_study.models.adapters import attach
+from peft_study.models.attention import first_seen
+from peft_study.models.base import Architecture, build_base
+from peft_study.models.config import MethodConfig
+from peft_study.models.learner import Learner
+from peft_study.skills.config import SkillConfig
+from peft_study.skills.targets import correction_targets
+from peft_study.training.bank import Slot, train_bank
+from peft_study.training.config import TrainingConfig
+from peft_study.training.machine import prepare_process, settled
+from peft_study.training.optim import BETAS, EPSILON
+from peft_study.training.run import Point, Run
+from peft_study.training.supervised import batch_loss, make_batch, train
+
+SHAPES = {
+    "nano": Architecture(),
+    "10M": Architecture(layers=8, width=320, heads=10, mlp_width=864, local_layers=0),
+}
+STEPS = 10_000
+"""More than are ever taken: the race ends both."""
+STREAM = StreamSettings(family=NANO, retry_rate=0.5)
+RATE = 1e-3
+
+
+def ours(gate: Gate, *, shape: str, method: dict[str, Any], windows: int, threads: int, compiled: bool) -> None:
+    """Train with our loop."""
+    prepare_process(threads)
+    chosen = MethodConfig.model_validate({"embeddings": "none", **method})
+    learner = Learner(build_base(NANO, SHAPES[shape], 0), chosen, word_ids(NANO), 0)
+    stream = WindowStream(STREAM)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = TrainingConfig(
+            tokens=STEPS * windows * stream.length,
+            batch_windows=windows,
+            lr=RATE,
+            warmup_share=0.0,
+            cooldown_share=1.0,
+            compile=compiled,
+            points=STEPS,  # the loss is wanted after every step
+            checkpoint_seconds=1e9,
+        )
+        config = settled(config, folder, learner.model.config.head_dim)
+
+        def on_point(point: Point) -> None:
+            gate(point.metrics["train/loss"])
+
+        nothing = WindowStream(STREAM).read(0)
+        train(
+            learner,
+            stream,
+            nothing,
+            SkillConfig(name="correction"),
+            config,
+            folder=folder,
+            seed=0,
+            on_point=on_point,
+        )
+
+
+class Windows(Dataset[dict[str, torch.Tensor]]):
+    """Windows as the Trainer reads them: what has no loss is labelled -100, documents are told by their positions."""
+
+    def __init__(self, count: int) -> None:
+        tokens = WindowStream(STREAM).read(count)
+        self.ids = torch.from_numpy(tokens.ids.astype(np.int64))
+        targets = torch.from_numpy(correction_targets(tokens.kinds, masked=SkillConfig().masked))
+        self.labels = torch.where(targets, self.ids, -100)
+        self.positions = torch.arange(self.ids.shape[1]) - first_seen(self.ids, 1)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"input_ids": self.ids[index], "labels": self.labels[index], "position_ids": self.positions[index]}
+
+
+class InOrder(Trainer):
+    """A Trainer that reads its data in the order it lies in."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        """Keep the loss: reading it from the log would cost a log entry a step."""
+        found = super().compute_loss(model, inputs, *args, **options)
+        self.last_loss = found[0] if isinstance(found, tuple) else found
+        return found
+
+
+class AtGate(TrainerCallback):
+    """Tells the gate of every step."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.trainer: InOrder | None = None
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Wait at the gate."""
+        assert self.trainer is not None
+        self.gate(float(self.trainer.last_loss))
+
+
+def hf_trainer(
+    gate: Gate,
+    *,
+    shape: str,
+    method: dict[str, Any],
+    windows: int,
+    threads: int,
+    bf16: bool = False,
+    compiled: bool = False,
+    attention: str = "sdpa",
+) -> None:
+    """Train with transformers' Trainer, and with peft for LoRA."""
+    torch.set_num_threads(threads)
+    model: Any = build_base(NANO, SHAPES[shape], 0)
+    model.set_attn_implementation(attention)
+    if method["name"] == "lora":
+        # peft's own model, with the first values of ours.
+        model = attach(model, MethodConfig.model_validate({"embeddings": "none", **method}), [], 0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=RATE, betas=BETAS, eps=EPSILON, weight_decay=0.0
+    )
+    callback = AtGate(gate)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=windows,
+            max_steps=STEPS,
+            bf16=bf16,
+            torch_compile=compiled,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+        )
+        trainer = InOrder(
+            model=model,
+            args=arguments,
+            train_dataset=Windows(200 * windows),
+            optimizers=(optimizer, LambdaLR(optimizer, lambda step: (STEPS - step) / STEPS)),
+            callbacks=[callback],
+        )
+        callback.trainer = trainer
+        trainer.train()
+
+
+def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int, compiled: bool) -> None:
+    """Train adapters one after another, a step of each in turn: what the bank does together."""
+    prepare_process(threads)
+    with tempfile.TemporaryDirectory() as name:
+        slots = [_slot(Path(name, str(k)), shape, rank, windows, k) for k, rank in enumerate(ranks)]
+        for slot in slots:
+            slot.run.learner.attention = slot.run.config.attention
+            slot.run.learner.train()
+            if compiled:
+                slot.run.learner.compile_layers()
+        while True:
+            for slot in slots:
+                run = slot.run
+                batch = make_batch(run.stream.read(windows), slot.skill, torch.device("cpu"))
+                loss = batch_loss(run.learner, batch, slot.skill)
+                loss.backward()
+                run.masters.take_gradients()
+                torch.nn.utils.clip_grad_norm_(list(run.masters.values.values()), run.config.clip_norm)
+                run.optimizers.step(run.rate())
+                run.masters.write()
+                run.step += 1
+            gate(float(loss))
+
+
+def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int, compiled: bool) -> None:
+    """Train adapters together."""
+    prepare_process(threads)
+    with tempfile.TemporaryDirectory() as name:
+        slots = [_slot(Path(name, str(k)), shape, rank, windows, k) for k, rank in enumerate(ranks)]
+        last = slots[-1]
+
+        def on_point(point: Point) -> bool:
+            gate(point.metrics["train/loss"])
+            return False
+
+        last.on_point = on_point
+        waiting = iter(slots)
+        train_bank(
+            build_base(NANO, SHAPES[shape], 0),
+            lambda: next(waiting, None),
+            lambda *_: None,
+            size=len(slots),
+            attention=last.run.config.attention,
+            compile_layers=compiled,
+        )
+
+
+def _slot(folder: Path, shape: str, rank: int, windows: int, seed: int) -> Slot:
+    method = MethodConfig(name="lora", rank=rank, embeddings="none")
+    learner = Learner(build_base(NANO, SHAPES[shape], 0), method, word_ids(NANO), seed)
+    stream = WindowStream(STREAM.model_copy(update={"seed": seed}))
+    config = TrainingConfig(
+        tokens=STEPS * windows * stream.length,
+        batch_windows=windows,
+        lr=RATE,
+        warmup_share=0.0,
+        cooldown_share=1.0,
+        points=STEPS,
+        checkpoint_seconds=1e9,
+    )
+    folder.mkdir()
+    run = Run(learner, stream, settled(config, folder.parent, learner.model.config.head_dim), folder=folder, seed=seed)
+    return Slot(run, SkillConfig(name="correction"), WindowStream(STREAM).read(0), lambda _: False)
