@@ -9,7 +9,7 @@ BASE ?= error-free
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv sweep smoke plan report publish ui pretrain data-peek bench-data test check format clean
+.PHONY: help venv sweep smoke plan report publish ui pretrain data-peek bench bench-data test check format clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,8 +46,11 @@ ui: $(STAMP)  ## open MLflow on 127.0.0.1 on the runs of this folder
 pretrain: $(STAMP)  ## pretrain a base from scratch (FAMILY=nano BASE=error-free|retry SEED=0)
 	@$(RUN) pretrain --family $(FAMILY) --base $(BASE) --seed $(SEED)
 
+bench: $(STAMP)  ## measure training and generation beside what one would otherwise take, about 20 minutes
+	@$(VENV)/bin/python -m benchmarks.throughput
+
 bench-data: $(STAMP)  ## measure how fast problems are generated, beside what a trainer reads
-	@$(VENV)/bin/python benchmarks/data.py
+	@$(VENV)/bin/python -m benchmarks.data
 
 data-peek: $(STAMP)  ## print problems with mistakes, retractions and loss mask in colour
 	@$(RUN) data show

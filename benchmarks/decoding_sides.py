@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.race import Gate
 from peft_study.decoding import regret
 from peft_study.decoding.beam import beam_search
-from peft_study.decoding.engine import Decoder, generate
+from peft_study.decoding.engine import CompiledDecoder, Decoder, generate
 from peft_study.evaluation.problems import draw_problems, prompt_ids
 from peft_study.igsm.families import NANO
 from peft_study.igsm.text import END, PAD, join, problem_words
@@ -78,7 +78,7 @@ def retry_upon_regret(gate: Gate, *, base: str | None, prompts: int, threads: in
     """Regenerate wrong choices: by going back in the cache, or by computing the prefix again."""
     prepare_process(threads)
     if prefill_again:
-        regret.Decoder = PrefillingDecoder  # pyright: ignore[reportPrivateImportUsage]
+        regret.make_decoder = PrefillingDecoder
     model, documents = _model(base), draw_problems(NANO, OP, prompts, split="test", seed=0)
     problems = [join(problem_words(document.problem, "pq")) for document in documents]
     while True:
@@ -93,10 +93,9 @@ def retry_upon_regret(gate: Gate, *, base: str | None, prompts: int, threads: in
         gate(_digest(outputs))
 
 
-class PrefillingDecoder(Decoder):
+class PrefillingDecoder(CompiledDecoder):
     """What a decoder does whose cache cannot be cut: it computes the prefix of the row again."""
 
-    @torch.inference_mode()
     def prefill(self, prompts: Any) -> None:
         """Start a batch, and remember its tokens."""
         super().prefill(prompts)
@@ -113,16 +112,11 @@ class PrefillingDecoder(Decoder):
         super().keep(rows)
         self.sequences = [self.sequences[row] for row in rows.tolist()]
 
-    @torch.inference_mode()
     def rewind(self, row: int, length: int, logits: Tensor) -> None:
-        """Compute the first `length` tokens of `row` again, and so the logits."""
-        del logits
+        """Compute the first `length` tokens of `row` again."""
         del self.sequences[row][length:]
-        alone = Decoder(self.model, self.max_length)
-        alone.prefill([self.sequences[row]])
-        for (keys, values), (new_keys, new_values) in zip(self.cache, alone.cache, strict=True):
-            keys[row, :, :length], values[row, :, :length] = new_keys[0, :, :length], new_values[0, :, :length]
-        self.lengths[row], self.logits[row] = length, alone.logits[0]
+        Decoder(self.model, self.max_length).prefill([self.sequences[row]])
+        super().rewind(row, length, logits)
 
 
 def _prompts(count: int) -> list[list[int]]:

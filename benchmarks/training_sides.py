@@ -99,7 +99,8 @@ class InOrder(Trainer):
     """A Trainer that reads its data in the order it lies in."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset or self.train_dataset)
+        data: Any = train_dataset or self.train_dataset
+        return SequentialSampler(data)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
         """Keep the loss: reading it from the log would cost a log entry a step."""
@@ -118,7 +119,7 @@ class AtGate(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Wait at the gate."""
         assert self.trainer is not None
-        self.gate(float(self.trainer.last_loss))
+        self.gate(float(self.trainer.last_loss.detach()))
 
 
 def hf_trainer(
@@ -173,7 +174,8 @@ def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, thread
     with tempfile.TemporaryDirectory() as name:
         slots = [_slot(Path(name, str(k)), shape, rank, windows, k) for k, rank in enumerate(ranks)]
         for slot in slots:
-            slot.run.learner.attention = slot.run.config.attention
+            attention: Any = slot.run.config.attention
+            slot.run.learner.attention = attention
             slot.run.learner.train()
             if compiled:
                 slot.run.learner.compile_layers()
@@ -197,6 +199,7 @@ def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int
     with tempfile.TemporaryDirectory() as name:
         slots = [_slot(Path(name, str(k)), shape, rank, windows, k) for k, rank in enumerate(ranks)]
         last = slots[-1]
+        attention: Any = last.run.config.attention
 
         def on_point(point: Point) -> bool:
             gate(point.metrics["train/loss"])
@@ -209,7 +212,7 @@ def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int
             lambda: next(waiting, None),
             lambda *_: None,
             size=len(slots),
-            attention=last.run.config.attention,
+            attention=attention,
             compile_layers=compiled,
         )
 

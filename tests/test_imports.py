@@ -12,7 +12,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    ("peft_study", "peft_study.errors", "peft_study.files", "peft_study.rng", "peft_study.records", "peft_study.stats"),
+    (
+        "peft_study",
+        "peft_study.errors",
+        "peft_study.files",
+        "peft_study.native",
+        "peft_study.rng",
+        "peft_study.records",
+        "peft_study.stats",
+    ),
     ("peft_study.igsm", "peft_study.corpora"),
     ("peft_study.skills",),
     ("peft_study.models",),

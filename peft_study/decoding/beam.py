@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-from peft_study.decoding.engine import Decoder, by_length
+from peft_study.decoding.engine import by_length, make_decoder
 from peft_study.errors import ConfigError
 
 _NEVER = -1e9
@@ -113,7 +113,7 @@ def beam_search(
         )
     outputs: list[list[int]] = [[] for _ in prompts]
     for batch in by_length([len(prompt) for prompt in prompts], batch_size):
-        decoder = Decoder(model, max_length)
+        decoder = make_decoder(model, max_length)
         decoder.prefill([prompts[i] for i in batch])
         device = decoder.logits.device
         decoder.keep(torch.arange(len(batch), device=device).repeat_interleave(num_beams))

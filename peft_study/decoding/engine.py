@@ -7,6 +7,8 @@ dropped without a second prefill, and going back (`rewind`) is only a smaller le
 Shapes: B rows, S cached tokens, H heads, E head width, D model width.
 """
 
+import ctypes
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
-from peft_study.errors import ConfigError
+from peft_study.errors import ConfigError, KernelError
+from peft_study.native import library
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -142,7 +145,7 @@ class Decoder:
         self.logits = _rms_norm(x[:, 0], self.norm, self.eps) @ self.head.T
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all rows but `rows` (indices)."""
+        """Go on with `rows` (indices) alone; one that stands there twice forks."""
         self.cache = [(keys[rows], values[rows]) for keys, values in self.cache]
         self.lengths, self.logits = self.lengths[rows], self.logits[rows]
 
@@ -162,6 +165,146 @@ class Decoder:
         x = x + functional.linear(attended_BHTE.transpose(1, 2).reshape(x.shape), layer.out, layer.out_bias)
         gate, up = functional.linear(_rms_norm(x, layer.mlp_norm, self.eps), layer.gate_up).chunk(2, dim=-1)
         return x + functional.linear(functional.silu(gate) * up, layer.down)
+
+
+_TOGETHER = 128
+"""Rows that the kernel takes through the layers together, about: few enough for the processor's cache."""
+
+
+class CompiledDecoder(Decoder):
+    """A decoder whose arithmetic is native/decode.cpp, in fp32 on a CPU.
+
+    Each row has a slot of the cache; a row that ends leaves its slot, and is not copied away. Raises KernelError for
+    a model that the kernel is not made for, or without a compiler.
+    """
+
+    def __init__(self, model: Qwen3ForCausalLM, max_length: int) -> None:
+        super().__init__(model, max_length)
+        config, head = model.config, self.head
+        self.width = config.head_dim
+        sizes = (self.width, config.hidden_size, config.intermediate_size)
+        if head.device.type != "cpu" or head.dtype != torch.float32 or any(size % 16 for size in sizes):
+            raise KernelError(
+                "the kernel decodes in fp32 on a CPU, with widths that are multiples of 16, but this model is "
+                f"{head.dtype} on {head.device.type}, with heads of {self.width}, width {sizes[1]}, MLP {sizes[2]}"
+            )
+        self.kernel = library("decode", HEAD_WIDTH=self.width)
+        self.kernel.packed_size.restype = self.kernel.stretch.restype = ctypes.c_long
+        self.packed = [
+            layer._replace(**{name: self._pack(getattr(layer, name)) for name in ("qkv", "out", "gate_up", "down")})
+            for layer in self.layers
+        ]
+        self.packed_head = self._pack(head)
+        self.window_array = (ctypes.c_long * len(self.packed))(*self.windows)
+        self.cos, self.sin = self.cos.contiguous(), self.sin.contiguous()
+        self.slots = torch.zeros(0, dtype=torch.long)
+
+    def _pack(self, matrix: Tensor) -> Tensor:
+        outputs, inputs = (ctypes.c_long(size) for size in matrix.shape)
+        packed = torch.empty(self.kernel.packed_size(outputs, inputs))
+        self.kernel.pack(_at(matrix.contiguous()), outputs, inputs, _at(packed))
+        return packed
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Start a batch from `prompts`, each a sequence of token ids."""
+        lengths = [len(prompt) for prompt in prompts]
+        assert max(lengths) <= self.max_length, f"a prompt has {max(lengths)} tokens, the cache {self.max_length}"
+        stretch, width = self.kernel.stretch(), self.width
+        blocks, rows = -(-(max(lengths) + _ROOM) // stretch), (len(prompts), self.num_heads)
+        self.cache = [
+            (torch.zeros(*rows, blocks, width, stretch), torch.zeros(*rows, blocks * stretch, width))
+            for _ in self.packed
+        ]
+        self._point()
+        self.slots, self.lengths = torch.arange(len(prompts)), torch.tensor(lengths)
+        wanted = torch.full((sum(lengths),), -1)
+        wanted[self.lengths.cumsum(0) - 1] = self.slots
+        bounds = [0]
+        for end in self.lengths.cumsum(0).tolist():
+            if end - bounds[-1] >= _TOGETHER or end == len(wanted):
+                bounds.append(end)
+        self.logits = torch.empty(len(prompts), len(self.head))
+        self._run(
+            torch.tensor([token for prompt in prompts for token in prompt]),
+            self.slots.repeat_interleave(self.lengths),
+            torch.cat([torch.arange(length) for length in lengths]),
+            wanted,
+            bounds,
+        )
+
+    def step(self, tokens_B: Tensor) -> None:
+        """Append one token to each row and compute what follows it."""
+        if int(self.lengths.max()) >= self.cache[0][1].shape[2]:
+            stretch = self.kernel.stretch()
+            blocks = -(-_ROOM // stretch)
+            self.cache = [
+                (functional.pad(keys, (0, 0, 0, 0, 0, blocks)), functional.pad(values, (0, 0, 0, blocks * stretch)))
+                for keys, values in self.cache
+            ]
+            self._point()
+        rows = len(tokens_B)
+        share = -(-rows // torch.get_num_threads())
+        self.logits = torch.empty(rows, len(self.head))
+        self._run(tokens_B, self.slots, self.lengths, torch.arange(rows), [*range(0, rows, share), rows])
+        self.lengths = self.lengths + 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with `rows` (indices) alone; one that stands there twice forks."""
+        wanted = self.slots[rows]
+        self.lengths, self.logits = self.lengths[rows], self.logits[rows]
+        taken: set[int] = set()
+        twice = [at for at, slot in enumerate(wanted.tolist()) if slot in taken or taken.add(slot)]
+        free = [slot for slot in range(len(self.cache[0][0])) if slot not in taken]
+        if len(free) < len(twice):
+            self.cache = [(keys[wanted], values[wanted]) for keys, values in self.cache]
+            self.slots = torch.arange(len(rows))
+            self._point()
+            return
+        if twice:
+            to, used = torch.tensor(free[: len(twice)]), int(self.lengths.max())
+            blocks = -(-used // self.kernel.stretch())
+            for keys, values in self.cache:
+                keys[to, :, :blocks] = keys[wanted[twice], :, :blocks]
+                values[to, :, :used] = values[wanted[twice], :, :used]
+            wanted[twice] = to
+        self.slots = wanted
+
+    def _point(self) -> None:
+        """Tell the kernel where weights and cache lie."""
+        places = [
+            None if tensor is None else tensor.data_ptr()
+            for layer, cached in zip(self.packed, self.cache, strict=True)
+            for tensor in (*layer, *cached)
+        ]
+        self.layer_array = (ctypes.c_void_p * len(places))(*places)
+        config = self.model.config
+        shape = (len(self.packed), config.hidden_size, self.num_heads, config.intermediate_size, len(self.head))
+        self.size_array = (ctypes.c_long * 6)(*shape, self.cache[0][1].shape[2])
+
+    def _run(self, ids: Tensor, slots: Tensor, positions: Tensor, wanted: Tensor, bounds: list[int]) -> None:
+        """Take tokens [rows] through the model; `wanted` says where the logits of each go, -1 for nowhere."""
+        with torch.inference_mode():
+            x = self.embeddings[ids]
+        self.kernel.decode(
+            self.layer_array, self.window_array, self.size_array, _at(self.cos), _at(self.sin), _at(self.norm),
+            _at(self.packed_head), ctypes.c_float(self.eps), _at(x), _at(slots), _at(positions), _at(wanted),
+            (ctypes.c_long * len(bounds))(*bounds), ctypes.c_long(len(bounds) - 1), torch.get_num_threads(),
+            _at(self.logits),
+        )  # fmt: skip
+
+
+def _at(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def make_decoder(model: Qwen3ForCausalLM, max_length: int) -> Decoder:
+    """Return the quickest decoder there is for `model`: outputs are the same, token for token but for rounding."""
+    try:
+        return CompiledDecoder(model, max_length)
+    except KernelError as error:
+        if model.lm_head.weight.device.type == "cpu":
+            logging.getLogger(__name__).info("decoding with PyTorch: %s", error)
+        return Decoder(model, max_length)
 
 
 def greedy(logits_BV: Tensor) -> Tensor:
@@ -206,7 +349,7 @@ def generate(
     """
     outputs: list[list[int]] = [[] for _ in prompts]
     for batch in by_length([len(prompt) for prompt in prompts], batch_size):
-        decoder = Decoder(model, max_length)
+        decoder = make_decoder(model, max_length)
         decoder.prefill([prompts[i] for i in batch])
         alive = batch
         while alive:

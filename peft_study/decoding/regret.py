@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-from peft_study.decoding.engine import Decoder
+from peft_study.decoding.engine import Decoder, make_decoder
 from peft_study.igsm.parse import Reference, parse_problem
 from peft_study.igsm.text import BACK
 from peft_study.igsm.verify import ProblemFacts, parents_of
@@ -62,7 +62,7 @@ def generate_with_regret(
     generator = torch.Generator().manual_seed(derive_seed(seed, "regret"))
     rows = [_Row(ProblemFacts(parse_problem(problem))) for problem in problems]
     alive = list(range(len(rows)))
-    decoder = Decoder(model, max_length)
+    decoder = make_decoder(model, max_length)
     decoder.prefill(prompts)
     for index, row in enumerate(rows):
         row.start = (int(decoder.lengths[index]), 0, decoder.logits[index].clone())

@@ -1,28 +1,17 @@
 """Attention within the documents of a packed window: what a position may see, and a CPU kernel that computes no more.
 
 Shapes: B windows, T tokens, H heads, D values of a head. A position sees an interval that ends with itself; where it
-begins (`first_BT`) says the same as a mask [B, T, T]. The kernel (attention.cpp) is compiled on first use, in about
-two seconds, and kept in the user's cache.
+begins (`first_BT`) says the same as a mask [B, T, T]. The kernel is native/attention.cpp.
 """
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from peft_study.errors import KernelError
-from peft_study.files import cache_folder
-
-_SOURCE = Path(__file__).with_name("attention.cpp")
-_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared", "-pthread"]
+from peft_study.native import library
 
 
 def first_seen(ids_BT: Tensor, end_id: int, window: int = 0) -> Tensor:
@@ -43,38 +32,11 @@ def additive_mask(first_BT: Tensor, dtype: torch.dtype) -> Tensor:
     return nothing.masked_fill(~seen_BTT, torch.finfo(dtype).min)[:, None]
 
 
-def _processor() -> str:
-    """Return what tells processors apart, since the kernel is compiled for this one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() + platform.machine()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
-
-
-@lru_cache
 def _library(head_width: int) -> ctypes.CDLL:
-    """Return the kernel for heads of `head_width` values; raise KernelError where it cannot be compiled."""
+    """Return the kernel for heads of `head_width` values; raise KernelError where it cannot be had."""
     if head_width % 16:
         raise KernelError(f"the width of a head must be a multiple of 16 for the kernel, but is {head_width}")
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        raise KernelError("there is no C++ compiler (c++, g++ or clang++) on this machine, or CXX to name one")
-    command = [compiler, *_FLAGS, f"-DHEAD_WIDTH={head_width}", str(_SOURCE)]
-    key = hashlib.blake2b(f"{command}{_processor()}".encode() + _SOURCE.read_bytes(), digest_size=8).hexdigest()
-    path = cache_folder() / f"attention-{key}.so"
-    try:
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_suffix(f".{os.getpid()}.new")
-            subprocess.run([*command, "-o", str(new)], check=True, capture_output=True, text=True)
-            new.replace(path)
-        return ctypes.CDLL(str(path))
-    except subprocess.CalledProcessError as error:
-        first = next((line for line in error.stderr.splitlines() if "error" in line), "no message")
-        raise KernelError(f"{compiler} cannot compile {_SOURCE.name} ({first.strip()})") from error
-    except OSError as error:
-        raise KernelError(f"the kernel {path} cannot be compiled, written or loaded ({error})") from error
+    return library("attention", HEAD_WIDTH=head_width)
 
 
 def require_kernel(head_width: int) -> None:

@@ -5,12 +5,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import Qwen3ForCausalLM
 
 from peft_study.decoding import engine
-from peft_study.decoding.engine import Decoder, generate
+from peft_study.decoding.engine import CompiledDecoder, Decoder, generate, make_decoder
+from peft_study.errors import KernelError
 from peft_study.igsm.families import NANO
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.models.base import Architecture, build_base
@@ -73,7 +74,7 @@ def test_rows_that_end_early_leave_the_others_alone(model: Qwen3ForCausalLM) -> 
     assert len({len(output) for output in outputs}) > 2
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch_size=st.integers(1, 8), order=st.permutations(range(len(LENGTHS))))
 def test_batches_do_not_change_outputs(model: Qwen3ForCausalLM, batch_size: int, order: list[int]) -> None:
     asked = prompts(LENGTHS)
@@ -116,7 +117,7 @@ def assert_near(logits: torch.Tensor, expected: torch.Tensor) -> None:
 
 def test_logits_after_prefill_and_steps_are_those_of_the_whole_sequence(model: Qwen3ForCausalLM) -> None:
     asked = prompts([4, 9, 6])
-    decoder = Decoder(model, LIMIT)
+    decoder = make_decoder(model, LIMIT)
     decoder.prefill(asked)
     for row, prompt in enumerate(asked):
         assert_near(decoder.logits[row], fresh(model, prompt))
@@ -131,7 +132,7 @@ def test_logits_after_prefill_and_steps_are_those_of_the_whole_sequence(model: Q
 def test_rewind_equals_a_fresh_prefill(model: Qwen3ForCausalLM) -> None:
     """One row goes back, the others go on; what was cached beyond the shorter length is overwritten."""
     asked = prompts([4, 9, 6])
-    decoder = Decoder(model, LIMIT)
+    decoder = make_decoder(model, LIMIT)
     decoder.prefill(asked)
     back_to = decoder.logits[1].clone()
     for token in (7, 8, 9):
@@ -142,16 +143,56 @@ def test_rewind_equals_a_fresh_prefill(model: Qwen3ForCausalLM) -> None:
     for token in (50, 51):
         decoder.step(torch.full((3,), token))
     sequences = [[*asked[0], 7, 8, 9, 50, 51], [*asked[1], 50, 51], [*asked[2], 7, 8, 9, 50, 51]]
-    again = Decoder(model, LIMIT)
+    again = make_decoder(model, LIMIT)
     again.prefill(sequences)
     for row, sequence in enumerate(sequences):
         assert_near(decoder.logits[row], fresh(model, sequence))
         assert_near(again.logits[row], decoder.logits[row])
 
 
+def test_rows_fork_and_go_their_own_ways(model: Qwen3ForCausalLM) -> None:
+    """A row that is kept twice is two rows, whether or not there is a free place in the cache."""
+    sequences = prompts([4, 9, 6])
+    decoder = make_decoder(model, LIMIT)
+    decoder.prefill(sequences)
+    forks = ([0, 0, 1, 1, 2, 2], [0, 2, 5, 2], [1, 1, 1, 3], [3, 0])
+    for step, rows in enumerate(forks):
+        decoder.keep(torch.tensor(rows))
+        sequences = [[*sequences[row], 11 + at + 7 * step] for at, row in enumerate(rows)]
+        decoder.step(torch.tensor([sequence[-1] for sequence in sequences]))
+        assert decoder.lengths.tolist() == [len(sequence) for sequence in sequences]
+        for row, sequence in enumerate(sequences):
+            assert_near(decoder.logits[row], fresh(model, sequence))
+
+
+def test_threads_do_not_change_what_is_computed(model: Qwen3ForCausalLM) -> None:
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        decoder = make_decoder(model, LIMIT)
+        decoder.prefill(prompts([4, 30, 6, 20, 30, 30, 30, 30, 9]))
+        decoder.step(torch.arange(11, 20))
+        found.append(decoder.logits)
+    torch.set_num_threads(1)
+    if isinstance(decoder, CompiledDecoder):  # PyTorch's sums depend on the number of threads
+        assert torch.equal(*found)
+    assert torch.allclose(*found, atol=1e-4)
+
+
+def test_the_kernel_says_what_it_is_not_made_for(tiny: Architecture, decoder_kind: str) -> None:
+    if decoder_kind == "torch":
+        pytest.skip("there is no kernel to ask")
+    odd = build_base(NANO, tiny.model_copy(update={"width": 48, "heads": 4}), 0)
+    with pytest.raises(KernelError, match=r"multiples of 16, but this model is torch.float32 on cpu, with heads of 12"):
+        CompiledDecoder(odd, LIMIT)
+    assert type(make_decoder(odd, LIMIT)) is Decoder
+    with pytest.raises(KernelError, match="in fp32 on a CPU"):
+        CompiledDecoder(build_base(NANO, tiny, 0).bfloat16(), LIMIT)
+
+
 def test_keep_drops_the_other_rows(model: Qwen3ForCausalLM) -> None:
     asked = prompts([4, 9, 6])
-    decoder = Decoder(model, LIMIT)
+    decoder = make_decoder(model, LIMIT)
     decoder.prefill(asked)
     decoder.keep(torch.tensor([2, 0]))
     decoder.step(torch.tensor([11, 12]))
@@ -188,7 +229,7 @@ def test_without_biases(tiny: Architecture, assert_same: Callable[..., None]) ->
 def assert_same() -> Callable[..., None]:
     def check(model: Qwen3ForCausalLM) -> None:
         asked = prompts([3, 8])
-        decoder = Decoder(model, LIMIT)
+        decoder = make_decoder(model, LIMIT)
         decoder.prefill(asked)
         for row, prompt in enumerate(asked):
             assert_near(decoder.logits[row], fresh(model, prompt))

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from peft_study.errors import KernelError
-from peft_study.models import attention
 from peft_study.models.attention import additive_mask, first_seen, require_kernel, varlen_attention
+from peft_study.native import library
 
 END = 1
 WINDOWS, HEADS = 3, 2
@@ -121,9 +121,9 @@ def test_first_seen_by_hand() -> None:
 def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No kernel compiled so far, and a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    attention._library.cache_clear()
+    library.cache_clear()
     yield
-    attention._library.cache_clear()
+    library.cache_clear()
 
 
 @pytest.mark.usefixtures("kernel", "_fresh")
@@ -131,7 +131,7 @@ def test_the_kernel_is_compiled_once_and_kept(tmp_path: Path) -> None:
     require_kernel(16)
     [kept] = (tmp_path / "cache" / "peft_study").iterdir()
     written = kept.stat().st_mtime_ns
-    attention._library.cache_clear()
+    library.cache_clear()
     require_kernel(16)
     assert [path.stat().st_mtime_ns for path in kept.parent.iterdir()] == [written]
 

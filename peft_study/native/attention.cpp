@@ -6,70 +6,19 @@
 // Shapes: B windows, H heads, T tokens, D = HEAD_WIDTH values a head (set when compiled).
 // query, key, value, their gradients: [B, H, T, D], any strides, the last one 1; output and its gradient: [B, T, H, D].
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <thread>
 #include <vector>
+
+#include "vectors.h"
 
 namespace {
 
 constexpr int D = HEAD_WIDTH;
 static_assert(D % 16 == 0, "the width of a head is a multiple of 16");
 
-// A vector is what a register holds: compilers take a wider one apart through memory, ten times as slow.
-#if defined(__AVX512F__)
-constexpr int LANES = 16, REGISTERS = 32;
-#elif defined(__AVX__)
-constexpr int LANES = 8, REGISTERS = 16;
-#else
-constexpr int LANES = 4, REGISTERS = 16;
-#endif
 constexpr int PARTS = D / LANES;
 constexpr int ROWS = 8;  // positions at a time
 constexpr int GROUP = REGISTERS >= 32 && PARTS % 2 == 0 ? 2 : 1;  // parts at a time: ROWS * GROUP sums stay in registers
-
-typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-typedef int IntVector __attribute__((vector_size(LANES * sizeof(int)), aligned(4), may_alias));
-
-inline Vector load(const float* at) { return *reinterpret_cast<const Vector*>(at); }
-inline void store(float* at, Vector value) { *reinterpret_cast<Vector*>(at) = value; }
-inline Vector splat(float value) { return value - Vector{}; }
-
-inline float total_of(Vector value) {
-  float at[LANES];
-  store(at, value);
-  for (int width = LANES / 2; width; width /= 2)
-    for (int i = 0; i < width; ++i) at[i] += at[i + width];
-  return at[0];
-}
-
-inline float largest_of(Vector value) {
-  float at[LANES];
-  store(at, value);
-  for (int width = LANES / 2; width; width /= 2)
-    for (int i = 0; i < width; ++i) at[i] = std::max(at[i], at[i + width]);
-  return at[0];
-}
-
-// exp of x <= 0 to about 2e-7, relative: 2^whole times a polynomial of degree 6 in the rest (Taylor of 2^x, |x| <= 0.5).
-inline Vector exponential(Vector x) {
-  x = x < splat(-87.0f) ? splat(-87.0f) : x;
-  Vector scaled = x * 1.44269504f;
-  IntVector whole = __builtin_convertvector(scaled - 0.5f, IntVector);  // truncation: rounds, since scaled <= 0
-  Vector rest = (scaled - __builtin_convertvector(whole, Vector)) * 0.693147181f;
-  Vector sum = splat(1.0f / 720);
-  sum = sum * rest + 1.0f / 120;
-  sum = sum * rest + 1.0f / 24;
-  sum = sum * rest + 1.0f / 6;
-  sum = sum * rest + 0.5f;
-  sum = sum * rest + 1.0f;
-  sum = sum * rest + 1.0f;
-  IntVector power = (whole + 127) << 23;
-  Vector scale;
-  std::memcpy(&scale, &power, sizeof scale);
-  return sum * scale;
-}
 
 struct View {  // of [B, H, T, D]
   float* data;
@@ -155,12 +104,6 @@ struct Block {  // ROWS positions of a window, the last ones repeated at its end
     right = (stop + LANES - 1) / LANES * LANES;
   }
 };
-
-inline IntVector lanes_from(int start) {
-  IntVector lanes;
-  for (int i = 0; i < LANES; ++i) lanes[i] = start + i;
-  return lanes;
-}
 
 void forward_head(const View& query, const View& key, const View& value, const int* see, long b, long h, int length,
                   float scale, const View& output, float* logsums, Scratch& scratch) {

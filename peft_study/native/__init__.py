@@ -1,0 +1,53 @@
+"""Kernels in C++ for what PyTorch does slowly on a CPU, compiled on first use and kept in the user's cache."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from peft_study.errors import KernelError
+from peft_study.files import cache_folder
+
+_HERE = Path(__file__).parent
+_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared", "-pthread"]
+
+
+def _processor() -> str:
+    """Return what tells processors apart, since a kernel is compiled for this one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() + platform.machine()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+@cache
+def library(name: str, **constants: int) -> ctypes.CDLL:
+    """Return `name`.cpp compiled with `constants`, in about two seconds the first time.
+
+    Raises KernelError where it cannot be compiled or loaded on this machine.
+    """
+    source = _HERE / f"{name}.cpp"
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        raise KernelError("there is no C++ compiler (c++, g++ or clang++) on this machine, or CXX to name one")
+    command = [compiler, *_FLAGS, *(f"-D{key}={value}" for key, value in constants.items()), str(source)]
+    code = source.read_bytes() + (_HERE / "vectors.h").read_bytes()
+    key = hashlib.blake2b(f"{command}{_processor()}".encode() + code, digest_size=8).hexdigest()
+    path = cache_folder() / f"{name}-{key}.so"
+    try:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.with_suffix(f".{os.getpid()}.new")
+            subprocess.run([*command, "-o", str(new)], check=True, capture_output=True, text=True)
+            new.replace(path)
+        return ctypes.CDLL(str(path))
+    except subprocess.CalledProcessError as error:
+        first = next((line for line in error.stderr.splitlines() if "error" in line), "no message")
+        raise KernelError(f"{compiler} cannot compile {source.name} ({first.strip()})") from error
+    except OSError as error:
+        raise KernelError(f"the kernel {path} cannot be compiled, written or loaded ({error})") from error
