@@ -7,14 +7,17 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def _law(ratio: float) -> str:
+    return "uniform" if ratio == 1 else f"falling by {ratio:g}"
+
+
 def _continued_lines(record: dict[str, Any]) -> list[str]:
     """Return a row for the law of op, and one for each base that this one was continued from."""
-    lines, config = [], record["config"]
-    if record["family"]["op_ratio"] and config["op_ratio_share"]:
-        share, own = f"{100 * config['op_ratio_share']:g} %", record["family"]["op_ratio"]
-        lines.append(
-            f"| law of op | falling by {config['op_ratio']:g} for the first {share} of the tokens, then by {own:g} |"
-        )
+    lines, config, own = [], record["config"], record["family"]["op_ratio"]
+    if own is not None:
+        share = config["op_ratio_share"]
+        later = f" for {100 * share:g} % of the tokens, then {_law(own)}" if share < 1 else ""
+        lines.append(f"| law of op | {_law(config['op_ratio']) + later if share else _law(own)} |")
     before = record.get("continued_from")
     while before:
         lines.append(

@@ -109,6 +109,6 @@ def test_a_base_can_be_continued_with_another_law_and_says_so(tiny: Architecture
     card = (folder / "README.md").read_text()
     assert f"peft-study pretrain start={first} op_ratio=0.4 training.tokens=2048 " in card
     assert f"continued from | a base of 2,048 tokens: `{record['continued_from']['command']}`, commit" in card
-    assert "falling by 0.4 for the first 20 % of the tokens, then by 1 |" in card
+    assert "| law of op | falling by 0.4 for 20 % of the tokens, then uniform |" in card
     with pytest.raises(CheckpointError, match="of base error-free, but retry is asked for"):
         made(configured(tiny, base="retry", start=str(first)))
