@@ -17,7 +17,7 @@ from peft_study.igsm.settings import StreamSettings
 from peft_study.igsm.stream import Tokens, WindowStream, mean_length
 from peft_study.igsm.text import Kind
 from peft_study.igsm.tokenizer import word_ids
-from peft_study.models.base import Architecture, build_base, load_model
+from peft_study.models.base import Architecture, build_base, load_model, read_pretraining
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.rng import derive_seed
@@ -89,6 +89,14 @@ def accuracy_by_kind(learner: Learner, validation: Tokens, skill: SkillConfig) -
     return {f"accuracy/{kind.name.lower()}": float(values.mean()) for kind, values in shares.items() if len(values)}
 
 
+def _legs(start: Path) -> int:
+    """Return how many runs lie behind a base, so that each that goes on reads documents of its own."""
+    legs, record = 0, read_pretraining(start)
+    while record:
+        legs, record = legs + 1, record["continued_from"]
+    return legs
+
+
 def _small_problems(settings: StreamSettings, config: PretrainConfig) -> tuple[StreamSettings, int] | None:
     """Return the law of the first documents, and how many they are; None where there is none."""
     tokens = config.op_ratio_share * config.training.tokens
@@ -109,7 +117,8 @@ def pretrain(
     """Pretrain the base of `config`, going on from what lies in `work`; returns it with what it took."""
     family = family_named(config.family)
     rate = config.retry_rate if config.base == "retry" else 0.0
-    seed = derive_seed(config.seed, "continued") if config.start else config.seed
+    legs = _legs(Path(config.start)) if config.start else 0
+    seed = derive_seed(config.seed, "continued", legs) if legs else config.seed
     settings = StreamSettings(family=family, retry_rate=rate, seed=seed)
     validation = WindowStream(StreamSettings(family=family, retry_rate=rate, seed=config.seed, split="validation"))
     skill = SkillConfig(name="correction", mask=True, problem_weight=config.problem_weight)

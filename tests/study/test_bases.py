@@ -12,7 +12,7 @@ from peft_study.study import bases
 from peft_study.study.bases import make_base, pretrain_command
 from peft_study.study.config import build, flatten, overrides_layer
 from peft_study.training.config import TrainingConfig
-from peft_study.training.pretrain import PretrainConfig
+from peft_study.training.pretrain import PretrainConfig, _legs
 from peft_study.training.run import Point
 
 STEPS, WINDOWS = 4, 2
@@ -110,5 +110,6 @@ def test_a_base_can_be_continued_with_another_law_and_says_so(tiny: Architecture
     assert f"peft-study pretrain start={first} op_ratio=0.4 training.tokens=2048 " in card
     assert f"continued from | a base of 2,048 tokens: `{record['continued_from']['command']}`, commit" in card
     assert "| law of op | falling by 0.4 for 20 % of the tokens, then uniform |" in card
+    assert (_legs(first), _legs(folder)) == (1, 2)  # each reads documents of its own
     with pytest.raises(CheckpointError, match="of base error-free, but retry is asked for"):
         made(configured(tiny, base="retry", start=str(first)))
