@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Gate:
     """Called by a side after each unit of work; returns when the next may begin."""
 
     def __init__(self, pipe: Connection, warm_up: int) -> None:
-        self.pipe, self.left, self.warm = pipe, warm_up, True
+        self.pipe, self.left = pipe, warm_up
         self.started = time.perf_counter()
 
     def __call__(self, check: float) -> None:
@@ -81,6 +82,16 @@ def _child(pipe: Connection, side: Side, warm_up: int) -> None:
     side.run(Gate(pipe, warm_up), **side.options)
 
 
+def _start(side: Side, warm_up: int) -> tuple[Connection, BaseProcess]:
+    """Start a side in a process of its own; it warms up, says so, and waits."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_child, args=(there, side, warm_up), daemon=True)
+    process.start()
+    there.close()
+    return here, process
+
+
 def ratio_interval(ours: Sequence[float], peer: Sequence[float]) -> tuple[float, float, float]:
     """Return the median of the peer's time over ours, block by block, with its 95 % bootstrap interval."""
     ratios = np.array(peer) / np.array(ours)
@@ -105,20 +116,16 @@ def race(
 
     Raises RuntimeError where what they ended with differs by more than the share `parity` (None: not compared).
     """
-    context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     warm: list[float] = []
     times: list[list[float]] = [[], []]
     checks = [math.nan, math.nan]
     try:
         for side in (ours, peer):
-            here, there = context.Pipe()
-            process = context.Process(target=_child, args=(there, side, warm_up), daemon=True)
-            process.start()
-            there.close()
-            pipes.append(here)
+            pipe, process = _start(side, warm_up)
+            pipes.append(pipe)
             processes.append(process)
-            warm.append(here.recv()[0])
+            warm.append(pipe.recv()[0])
         for _ in range(blocks):
             for at, pipe in enumerate(pipes):
                 pipe.send(units)
@@ -152,15 +159,11 @@ def race(
 
 def alone(side: Side, *, units: int = 3, warm_up: int = 2) -> float:
     """Return the seconds of a unit of one side that has the machine to itself."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_child, args=(there, side, warm_up), daemon=True)
-    process.start()
-    there.close()
+    pipe, process = _start(side, warm_up)
     try:
-        here.recv()
-        here.send(units)
-        return here.recv()[0] / units
+        pipe.recv()
+        pipe.send(units)
+        return pipe.recv()[0] / units
     finally:
         process.kill()
         process.join()

@@ -42,6 +42,23 @@ STREAM = StreamSettings(family=NANO, retry_rate=0.5)
 RATE = 1e-3
 
 
+def _config(
+    learner: Learner, stream: WindowStream, windows: int, folder: Path, *, compiled: bool = False
+) -> TrainingConfig:
+    """Return how ours trains: with the loss after every step, kernels settled in `folder`."""
+    config = TrainingConfig(
+        tokens=STEPS * windows * stream.length,
+        batch_windows=windows,
+        lr=RATE,
+        warmup_share=0.0,
+        cooldown_share=1.0,
+        compile=compiled,
+        points=STEPS,
+        checkpoint_seconds=1e9,
+    )
+    return settled(config, folder, learner.model.config.head_dim)
+
+
 def ours(gate: Gate, *, shape: str, method: dict[str, Any], windows: int, threads: int, compiled: bool) -> None:
     """Train with our loop."""
     prepare_process(threads)
@@ -50,17 +67,7 @@ def ours(gate: Gate, *, shape: str, method: dict[str, Any], windows: int, thread
     stream = WindowStream(STREAM)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = TrainingConfig(
-            tokens=STEPS * windows * stream.length,
-            batch_windows=windows,
-            lr=RATE,
-            warmup_share=0.0,
-            cooldown_share=1.0,
-            compile=compiled,
-            points=STEPS,  # the loss is wanted after every step
-            checkpoint_seconds=1e9,
-        )
-        config = settled(config, folder, learner.model.config.head_dim)
+        config = _config(learner, stream, windows, folder, compiled=compiled)
 
         def on_point(point: Point) -> None:
             gate(point.metrics["train/loss"])
@@ -221,15 +228,6 @@ def _slot(folder: Path, shape: str, rank: int, windows: int, seed: int) -> Slot:
     method = MethodConfig(name="lora", rank=rank, embeddings="none")
     learner = Learner(build_base(NANO, SHAPES[shape], 0), method, word_ids(NANO), seed)
     stream = WindowStream(STREAM.model_copy(update={"seed": seed}))
-    config = TrainingConfig(
-        tokens=STEPS * windows * stream.length,
-        batch_windows=windows,
-        lr=RATE,
-        warmup_share=0.0,
-        cooldown_share=1.0,
-        points=STEPS,
-        checkpoint_seconds=1e9,
-    )
     folder.mkdir()
-    run = Run(learner, stream, settled(config, folder.parent, learner.model.config.head_dim), folder=folder, seed=seed)
+    run = Run(learner, stream, _config(learner, stream, windows, folder.parent), folder=folder, seed=seed)
     return Slot(run, SkillConfig(name="correction"), WindowStream(STREAM).read(0), lambda _: False)

@@ -254,19 +254,21 @@ class CompiledDecoder(Decoder):
         self.lengths, self.logits = self.lengths[rows], self.logits[rows]
         taken: set[int] = set()
         twice = [at for at, slot in enumerate(wanted.tolist()) if slot in taken or taken.add(slot)]
+        if not twice:
+            self.slots = wanted
+            return
         free = [slot for slot in range(len(self.cache[0][0])) if slot not in taken]
         if len(free) < len(twice):
             self.cache = [(keys[wanted], values[wanted]) for keys, values in self.cache]
             self.slots = torch.arange(len(rows))
             self._point()
             return
-        if twice:
-            to, used = torch.tensor(free[: len(twice)]), int(self.lengths.max())
-            blocks = -(-used // self.kernel.stretch())
-            for keys, values in self.cache:
-                keys[to, :, :blocks] = keys[wanted[twice], :, :blocks]
-                values[to, :, :used] = values[wanted[twice], :, :used]
-            wanted[twice] = to
+        to, used = torch.tensor(free[: len(twice)]), int(self.lengths.max())
+        blocks = -(-used // self.kernel.stretch())
+        for keys, values in self.cache:
+            keys[to, :, :blocks] = keys[wanted[twice], :, :blocks]
+            values[to, :, :used] = values[wanted[twice], :, :used]
+        wanted[twice] = to
         self.slots = wanted
 
     def _point(self) -> None:
