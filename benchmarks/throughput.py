@@ -1,4 +1,4 @@
-"""`make bench`: training, adapters side by side and generation, each beside what a user would otherwise take.
+"""`make bench`: training, adapters side by side, generation and sweeps, each beside what a user would otherwise take.
 
 Peers are tuned first: each is timed in several settings, the fastest runs the race. Prints a table, writes
 `benchmarks/results/cpu-throughput.json` (`cuda-` on a GPU), and says what matrix products reach on this machine.
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import decoding_sides, training_sides
+from benchmarks import decoding_sides, orchestration_sides, training_sides
 from benchmarks.race import Row, Side, alone, race, show, write
 from peft_study.training.machine import bf16_speedup
 
@@ -116,6 +116,20 @@ def generation(threads: int, prompts: int = 64) -> list[Row]:
     return rows
 
 
+def orchestration(trials: int = 16) -> list[Row]:
+    """Return the rows of what a sweep costs beside its trials."""
+    options, unit = {"trials": trials}, f"a study of {trials} trials"
+    ours = Side("ours, Optuna and MLflow", orchestration_sides.ours, options)
+    peers = {
+        "Optuna alone": Side("Optuna on SQLite", orchestration_sides.optuna_alone, options),
+        "Optuna and MLflow": Side("Optuna and MLflow", orchestration_sides.optuna_and_mlflow, options),
+    }
+    return [
+        race(f"orchestration, {name}", ours, peer, unit=unit, target=10.0, blocks=5, units=1, warm_up=1)
+        for name, peer in peers.items()
+    ]
+
+
 def roofline(threads: int) -> dict[str, float]:
     """Return what products of a layer's shape reach here, GFLOP/s by dtype."""
     torch.set_num_threads(threads)
@@ -146,6 +160,7 @@ def main() -> None:
         "full-over-adapter": lambda: [full_over_adapter(8, asked.threads)],
         "bank": lambda: [adapters_together(windows, asked.threads) for windows in (8, 1)],
         "generation": lambda: generation(asked.threads),
+        "orchestration": orchestration,
     }
     rows: list[Row] = []
     for group, measure in groups.items():

@@ -184,7 +184,8 @@ def pretrain(
     prepare_process(threads=1)
     lock = locked(runs / "pretrain" / f".{name}.lock", busy=f"{name} is already being pretrained")
     with storage_errors(runs), lock, SweepProgress(console, 1) as progress:
-        progress.start_trial(name, config.training.tokens)
+        progress.expect(name, config.training.tokens)
+        progress.start_trial(name)
         folder = make_base(config, runs, on_point=_PointProgress(progress, name), n=n)
         progress.end_trial(name, f"{name} finished")
     console.print(f"base: {folder}", soft_wrap=True)
@@ -234,7 +235,8 @@ def finetune(
             from peft_study.study.sweep import train_trial
 
             with SweepProgress(console, 1) as progress:
-                progress.start_trial(trial, resolved.training.tokens)
+                progress.expect(trial, resolved.training.tokens)
+                progress.start_trial(trial)
                 result = train_trial(
                     resolved,
                     folder,

@@ -19,6 +19,10 @@ class Status(StrEnum):
     """Planned, not yet run."""
 
 
+class Stopped(BaseException):
+    """Raised through a trial to stop it on purpose; no Exception, so that no trial takes it for its own failure."""
+
+
 class Metric(NamedTuple):
     """What a metric means."""
 

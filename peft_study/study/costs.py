@@ -61,8 +61,22 @@ def measurements(runs: Path) -> Iterator[Measured]:
             yield Measured(*named, result["tokens"], result["seconds"])
 
 
-def expected_seconds(config: TrialConfig, measured: list[Measured]) -> float:
-    """Return the seconds a trial will take: training as the nearest of its kind took, per token, and evaluation."""
+def _shares(plan: Plan, cell: str) -> tuple[float, float]:
+    """Return the share of its tokens that a trial of `cell` reads on average, and of trials evaluated."""
+    halving = plan.sweep.arms[plan.arms[cell]].halving
+    if halving is None:
+        return 1.0, 1.0
+    cells = sum(arm == plan.arms[cell] for arm in plan.arms.values())
+    return halving.share_trained(cells), halving.kept(cells, halving.rungs - 1) / cells
+
+
+def expected_seconds(
+    config: TrialConfig, measured: list[Measured], trained: float = 1.0, evaluated: float = 1.0
+) -> float:
+    """Return the seconds a trial will take: training as the nearest of its kind took, per token, and evaluation.
+
+    `trained` is the share of its tokens that it reads, `evaluated` that of such trials which are evaluated.
+    """
     tokens = config.training.tokens
     near = [
         m for m in measured if m.family == config.data.family and m.tokens / SIMILAR <= tokens <= m.tokens * SIMILAR
@@ -70,7 +84,7 @@ def expected_seconds(config: TrialConfig, measured: list[Measured]) -> float:
     kind = (config.skill.name, config.method.name)
     same = [m for m in near if (m.skill, m.method) == kind] or [m for m in near if m.skill == kind[0]] or near
     seconds_per_token = median(m.seconds / m.tokens for m in same) if same else 1 / TOKENS_PER_SECOND
-    return tokens * seconds_per_token + config.evaluation.n / PROBLEMS_PER_SECOND
+    return tokens * trained * seconds_per_token + evaluated * config.evaluation.n / PROBLEMS_PER_SECOND
 
 
 def describe(plan: Plan, runs: Path) -> list[CellCost]:
@@ -86,7 +100,7 @@ def describe(plan: Plan, runs: Path) -> list[CellCost]:
         else:
             config = build_config(flat, {key: values.low for key, values in search.space.items()})
             num_trials = search.trials
-        seconds = expected_seconds(config, measured) * (num_trials - done)
+        seconds = expected_seconds(config, measured, *_shares(plan, cell)) * (num_trials - done)
         rows.append(
             CellCost(
                 cell,

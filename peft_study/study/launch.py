@@ -20,15 +20,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peft_study.records import Stopped
 from peft_study.study.config import TrialConfig
 
 PROGRESS_SECONDS = 0.5
 """Seconds between two reports of a worker, at least."""
 _PR_SET_PDEATHSIG = 1
-
-
-class Pruned(BaseException):
-    """Raised through a trial to stop it on purpose; no Exception, so that no trial takes it for its own failure."""
 
 
 class Job(NamedTuple):
@@ -46,7 +43,7 @@ class Event(NamedTuple):
 
     job: Job
     kind: str
-    """'progress' (a report), 'metrics' (step, values), 'result', 'pruned' (reason), 'error' (an exception)."""
+    """'progress' (a report), 'metrics' (step, values), 'result', 'stopped' (reason), 'error' (an exception)."""
     value: Any
 
 
@@ -106,7 +103,7 @@ def _work(pipe: Connection, run: Any, *, in_thread: bool) -> None:
             pipe.send(("metrics", (step, metrics)))
             reason = pipe.recv()
         if reason:
-            raise Pruned(reason)
+            raise Stopped(reason)
 
     while True:
         try:
@@ -116,8 +113,8 @@ def _work(pipe: Connection, run: Any, *, in_thread: bool) -> None:
         names = {"trial": job.trial, "arm": job.arm, "sweep": job.sweep}
         try:
             result = run(job.config, job.folder, **names, on_progress=on_progress, on_metrics=on_metrics)
-        except Pruned as pruned:
-            pipe.send(("pruned", str(pruned)))
+        except Stopped as stopped:
+            pipe.send(("stopped", str(stopped)))
         except BaseException as error:  # whatever it is, the process that keeps the books decides
             pipe.send(("error", error))
         else:
@@ -204,6 +201,6 @@ class Workers:
             yield Event(job, kind, value)
 
     def go_on(self, job: Job, *, stop: str = "") -> None:
-        """Let a worker that reported metrics go on, or with `stop` end its trial for that reason."""
+        """Let a worker that reported metrics go on, or with `stop` leave its trial for that reason."""
         worker = next(worker for worker in self.workers if worker.job is job)
         worker.pipe.send(stop)

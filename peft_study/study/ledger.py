@@ -62,6 +62,8 @@ class Ledger:
         )
         self.space = space or {}
         self.states = optuna.trial.TrialState
+        self.ids = {trial: frozen._trial_id for trial, frozen in self.newest().items()}
+        """Our trial id to Optuna's: looked up here, since Optuna reads all open trials anew each time it is asked."""
 
     def close(self) -> None:
         """Let go of the database."""
@@ -89,41 +91,46 @@ class Ledger:
         flat = flatten(planned.config.model_dump())
         params = {key: flat[key] for key in self.space}
         attrs = {"trial": planned.trial, "arm": planned.arm}
-        self.study.add_trial(
-            create_trial(state=self.states.WAITING, params=params, distributions=self.space, user_attrs=attrs)
-        )
+        waiting = create_trial(state=self.states.WAITING, params=params, distributions=self.space, user_attrs=attrs)
+        self.ids[planned.trial] = self.storage.create_new_trial(self.study._study_id, waiting)
 
-    def start(self, trial: str) -> int:
-        """Set the waiting `trial` to running and return its number."""
-        frozen = self.newest()[trial]
-        self.storage.set_trial_state_values(frozen._trial_id, self.states.RUNNING)
-        return frozen.number
+    def number(self, trial: str) -> int:
+        """Return Optuna's number of `trial`."""
+        return self.storage.get_trial_number_from_id(self.ids[trial])
+
+    def start(self, trial: str) -> None:
+        """Set the waiting `trial` to running."""
+        self.storage.set_trial_state_values(self.ids[trial], self.states.RUNNING)
 
     def put_back(self, trial: str) -> None:
         """Let the running `trial` wait again."""
-        self.storage.set_trial_state_values(self.newest()[trial]._trial_id, self.states.WAITING)
+        self.storage.set_trial_state_values(self.ids[trial], self.states.WAITING)
 
     def tell(self, trial: str, result: Mapping[str, Any], metric: str | None = None) -> None:
         """Tell the study how the waiting or running `trial` has ended."""
-        frozen = self.newest()[trial]
-        if frozen.state == self.states.WAITING:
-            self.storage.set_trial_state_values(frozen._trial_id, self.states.RUNNING)
+        known = self.ids[trial]
+        if self.storage.get_trial(known).state == self.states.WAITING:
+            self.storage.set_trial_state_values(known, self.states.RUNNING)
         if result["reason"]:
-            self.storage.set_trial_user_attr(frozen._trial_id, "reason", result["reason"][:1_000])
+            self.storage.set_trial_user_attr(known, "reason", result["reason"][:1_000])
         named = headline(result, metric) if result["status"] == Status.FINISHED else None
         if result["status"] == Status.PRUNED:
-            self.study.tell(frozen.number, state=self.states.PRUNED)
+            self.study.tell(self.number(trial), state=self.states.PRUNED)
         elif named is None:
-            self.study.tell(frozen.number, state=self.states.FAIL)
+            self.study.tell(self.number(trial), state=self.states.FAIL)
         else:
-            self.study.tell(frozen.number, named[1])
+            self.study.tell(self.number(trial), named[1])
 
-    def should_prune(self, trial: str, step: int, value: float) -> bool:
-        """Report an intermediate value and return whether the trial should stop."""
-        frozen = self.newest()[trial]
-        if step not in frozen.intermediate_values:  # A resumed trial reports the steps since its checkpoint again.
-            self.storage.set_trial_intermediate_value(frozen._trial_id, step, value)
-        return self.study.pruner.prune(self.study, self.storage.get_trial(frozen._trial_id))
+    def report(self, trial: str, step: int, value: float) -> None:
+        """Report an intermediate value, unless it is there."""
+        known = self.ids[trial]
+        # A resumed trial reports the steps since its checkpoint again.
+        if step not in self.storage.get_trial(known).intermediate_values:
+            self.storage.set_trial_intermediate_value(known, step, value)
+
+    def should_prune(self, trial: str) -> bool:
+        """Return whether the trial should stop, by the values it has reported."""
+        return self.study.pruner.prune(self.study, self.storage.get_trial(self.ids[trial]))
 
     def draw(self, plan: Plan, cell: str, search: Search) -> PlannedTrial | None:
         """Return the next trial of a search, None where it has them all.
@@ -134,7 +141,7 @@ class Ledger:
         from optuna.samplers import TPESampler
         from optuna.trial import create_trial
 
-        known = self.newest()
+        known = self.ids
         if len(known) >= search.trials:
             return None
         blank = create_trial(state=self.states.RUNNING)

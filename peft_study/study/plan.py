@@ -40,6 +40,32 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Halving(_Strict):
+    """Train all cells a little and only the best of them to the end: for choosing, not for arms that are reported."""
+
+    factor: int = Field(default=3, ge=2)
+    """At each rung one in so many goes on, to so many times the tokens."""
+    rungs: int = Field(default=2, ge=1)
+    """How often trials are left behind; the first rung is at `factor ** -rungs` of the tokens."""
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the tokens at each rung, the first one first."""
+        return tuple(self.factor ** (rung - self.rungs) for rung in range(self.rungs))
+
+    def kept(self, num_trials: int, rung: int) -> int:
+        """Return how many of `num_trials` go on from `rung`, 0 being the first."""
+        return -(-num_trials // self.factor ** (rung + 1))
+
+    def share_trained(self, num_trials: int, passed: int = 0) -> float:
+        """Return the mean share of their tokens that those of `num_trials` train for which pass `passed` rungs."""
+        counts = [num_trials, *(self.kept(num_trials, rung) for rung in range(self.rungs))]
+        ends = (0.0, *self.shares, 1.0)
+        steps = [after - before for before, after in itertools.pairwise(ends)]
+        trained = sum(count * step for count, step in zip(counts[passed:], steps[passed:], strict=True))
+        return ends[passed] + trained / counts[passed]
+
+
 class Arm(_Strict):
     """One treatment."""
 
@@ -51,6 +77,8 @@ class Arm(_Strict):
     """Trial seeds; left out for the sweep's."""
     base_seeds: Seeds | None = None
     """Base pairs; left out for the sweep's."""
+    halving: Halving | None = None
+    """Successive halving among the arm's cells, for each seed and base pair; left out, all train to the end."""
 
 
 class Reference(_Strict):
@@ -90,8 +118,8 @@ class Search(_Strict):
     space: dict[str, Range] = Field(min_length=1)
     """Dotted config key to its range."""
     pruner: Literal["none", "median", "halving"] = "none"
-    """`median`: stop what is worse than the median of finished trials at the same step; `halving`: successive
-    halving. Both look at `validation/<metric>` while training."""
+    """`median`: stop what is worse than the median of finished trials at the same step; `halving`: stop what is not
+    among the best quarter of those drawn before. Both look at `validation/<metric>` while training."""
 
 
 class Sweep(_Strict):
@@ -141,6 +169,8 @@ class Plan(NamedTuple):
     """Empty for a search, which draws its trials one after another."""
     cells: dict[str, dict[str, Any]]
     """Cell to its flat config, without seeds and learning rate where it is to be drawn."""
+    arms: dict[str, str]
+    """Cell to the name of its arm."""
 
 
 def find_sweep(name: str) -> Path:
@@ -178,8 +208,9 @@ def _keys_at(where: tuple[int | str, ...]) -> list[str]:
     """Return the keys that a sweep file may hold where `where` is not one."""
     if len(where) == 1:
         return [key for key in Sweep.model_fields if key != "name"]
-    if "space" in where:
-        return list(Range.model_fields)
+    for key, inside in (("space", Range), ("halving", Halving)):
+        if key in where:
+            return list(inside.model_fields)
     return list({"arms": Arm, "gap": Reference}.get(str(where[0]), Search).model_fields)
 
 
@@ -235,8 +266,8 @@ def _slug(key: str, value: Any) -> str:
     return f"{named}-{re.sub(r'[^A-Za-z0-9.]+', '-', str(value).lower())}"
 
 
-def _cells(sweep: Sweep) -> Iterator[tuple[str, Arm, dict[str, Any]]]:
-    """Yield (name of the cell, its arm, its flat config without seeds)."""
+def _cells(sweep: Sweep) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (name of the cell, name of its arm, its flat config without seeds)."""
     for arm_name, arm in sweep.arms.items():
         for key, values in arm.grid.items():
             check_key(key)
@@ -249,7 +280,7 @@ def _cells(sweep: Sweep) -> Iterator[tuple[str, Arm, dict[str, Any]]]:
             for key, instead in (("seed", "seeds"), ("base.seed", "base_seeds")):
                 if key in flat:
                     raise ConfigError(f"sweep {sweep.name}, arm {arm_name}: {key} is set by the list {instead!r}")
-            yield name, arm, flat
+            yield name, arm_name, flat
 
 
 def _resolve(flat: dict[str, Any], rates: TunedRates, *, strict: bool) -> tuple[TrialConfig, tuple[str, ...]]:
@@ -302,6 +333,28 @@ def _check_references(sweep: Sweep, cells: Iterable[str]) -> None:
                 )
 
 
+def _check_halving(sweep: Sweep, arm: Arm, halving: Halving, config: TrialConfig) -> None:
+    """Raise ConfigError where the arm's cells cannot be ranked by their validation loss, or the loss comes too late."""
+    if sweep.search is not None:
+        raise ConfigError("halving is for a grid, but the sweep has a search; set search.pruner=halving there")
+    if config.evaluation.split == "test":
+        raise ConfigError(
+            "halving chooses, and what chooses may not see test problems, but evaluation.split is 'test'; "
+            "set evaluation.split=validation"
+        )
+    for key in arm.grid:
+        if key.startswith(("skill.", "data.", "base.")) or key == "training.tokens":
+            raise ConfigError(
+                f"halving ranks cells by validation loss, which {key} changes the meaning of; make each value an arm"
+            )
+    points, needed = config.training.points, halving.factor**halving.rungs
+    if points < needed:
+        raise ConfigError(
+            f"the first rung is at 1/{needed} of the tokens, but the loss is measured {points} times; "
+            f"set training.points={needed}, or fewer halving.rungs"
+        )
+
+
 def _searched_cell(sweep: Sweep, search: Search, arm: Arm, flat: dict[str, Any]) -> dict[str, Any]:
     """Return the flat config of a cell that `search` draws in; raise ConfigError where it may not."""
     for key in search.space:
@@ -320,9 +373,13 @@ def _searched_cell(sweep: Sweep, search: Search, arm: Arm, flat: dict[str, Any])
 def build_plan(sweep: Sweep, rates: TunedRates | None = None, *, strict: bool = True) -> Plan:
     """Return the trials of `sweep`; without `strict` a missing tuned learning rate is an alarm, not an error."""
     rates = TunedRates() if rates is None else rates
-    plan = Plan(sweep, [], {})
-    for name, arm, flat in _cells(sweep):
+    plan = Plan(sweep, [], {}, {})
+    for name, arm_name, flat in _cells(sweep):
+        arm = sweep.arms[arm_name]
+        plan.arms[name] = arm_name
         try:
+            if arm.halving is not None:
+                _check_halving(sweep, arm, arm.halving, build_config(flat))
             if sweep.search is not None:
                 plan.cells[name] = _searched_cell(sweep, sweep.search, arm, flat)
                 continue

@@ -60,12 +60,7 @@ class _Running:
     started: float
     begun_at: int | None = None
     """Tokens it had read when it was started here: not 0 where it goes on from a checkpoint."""
-    tokens: int = 0
     text: str = "starts"
-
-    @property
-    def read_here(self) -> int:
-        return self.tokens - (self.begun_at or 0)
 
 
 class SweepProgress:
@@ -76,7 +71,11 @@ class SweepProgress:
         self.expected: dict[str, int] = {}
         """Trial id to its tokens."""
         self.running: dict[str, _Running] = {}
-        self.ended_trials, self.ended_tokens, self.read_here = 0, 0, 0
+        self.read: dict[str, int] = {}
+        """Trial id to the tokens that it has read."""
+        self.took: dict[str, float] = {}
+        """Trial id to the seconds it has run here, for those that are paused."""
+        self.ended_trials, self.read_here = 0, 0
         self.started, self.last_line = clock(), -math.inf
         self.bar: Progress | None = None
         if console.is_terminal and not console.is_dumb_terminal:
@@ -92,49 +91,55 @@ class SweepProgress:
             self.bar.stop()
 
     def expect(self, trial: str, tokens: int, *, done: bool = False) -> None:
-        """Count a trial of `tokens` tokens in; with `done` it was run earlier."""
+        """Count on `trial` to read `tokens` tokens in all; with `done` it did so earlier."""
         self.expected[trial] = tokens
-        self.ended_trials += done
-        self.ended_tokens += tokens * done
+        if done:
+            self.read[trial] = tokens
+            self.ended_trials += 1
 
-    def start_trial(self, trial: str, tokens: int) -> None:
-        """Show that `trial`, of `tokens` tokens, runs now."""
+    def start_trial(self, trial: str) -> None:
+        """Show that `trial` runs now."""
         if self.bar is not None:
             self.bar.start()
-        self.expected[trial] = tokens
         self.running[trial] = _Running(self.clock())
         self._show()
 
     def update(self, trial: str, report: ProgressReport) -> None:
         """Show where a trial is."""
         running = self.running[trial]
-        running.tokens = report.tokens
         if running.begun_at is None:
             running.begun_at = report.tokens
+        self.read[trial] = report.tokens
         share = f" {report.tokens / report.total:.0%}" if report.total and report.phase == "train" else ""
         loss = "" if math.isnan(report.loss) else f", loss {report.loss:.3f}"
         running.text = f"{report.phase}{share}{loss}"
         self._show()
 
-    def end_trial(self, trial: str, text: str, *, bad: bool = False) -> None:
-        """Show that a trial has ended."""
+    def pause_trial(self, trial: str) -> None:
+        """Show `trial` no more until it is started again."""
         running = self.running.pop(trial)
-        self.read_here += self.expected[trial] - (running.begun_at or 0)
-        self.ended_tokens += self.expected[trial]
+        self.read_here += self.read.get(trial, 0) - (running.begun_at or 0)
+        self.took[trial] = self.took.get(trial, 0.0) + self.clock() - running.started
+
+    def end_trial(self, trial: str, text: str, *, tokens: int | None = None, bad: bool = False) -> None:
+        """Show that a trial that runs, or is paused, has ended, after `tokens` tokens where it did not read all."""
+        self.read[trial] = self.expected[trial] = self.expected[trial] if tokens is None else tokens
+        if trial in self.running:
+            self.pause_trial(trial)
         self.ended_trials += 1
-        took = duration(self.clock() - running.started)
-        shown = escape(f"[{self.ended_trials}/{self.num_trials}] {text} ({took})")
+        shown = escape(f"[{self.ended_trials}/{self.num_trials}] {text} ({duration(self.took.pop(trial, 0.0))})")
         # highlight=False: Rich would colour every number of an id.
         self.console.print(f"[red]{shown}[/red]" if bad else shown, highlight=False, soft_wrap=True)
         self.last_line = self.clock()
 
     def seconds_left(self) -> float | None:
         """Return the seconds left, None before there is a speed to tell from."""
-        read_here = self.read_here + sum(running.read_here for running in self.running.values())
+        here = (self.read[i] - running.begun_at for i, running in self.running.items() if running.begun_at is not None)
+        read_here = self.read_here + sum(here)
         if read_here <= 0:
             return None
-        read = self.ended_tokens + sum(running.tokens for running in self.running.values())
-        return max(sum(self.expected.values()) - read, 0) * (self.clock() - self.started) / read_here
+        left = sum(self.expected.values()) - sum(self.read.values())
+        return max(left, 0) * (self.clock() - self.started) / read_here
 
     def _show(self) -> None:
         if self.bar is None and self.clock() - self.last_line < LINE_SECONDS:
@@ -146,10 +151,8 @@ class SweepProgress:
         beside = f" (+{len(self.running) - 1} beside it)" if len(self.running) > 1 else ""
         text = f"[{self.ended_trials + 1}/{self.num_trials}] {trial} {running.text}{beside}"
         if self.bar is not None:
-            total, read = sum(self.expected.values()), sum(running.tokens for running in self.running.values())
-            self.bar.update(
-                self.task, total=total or None, completed=self.ended_tokens + read, description=escape(text), left=left
-            )
+            total, read = sum(self.expected.values()), sum(self.read.values())
+            self.bar.update(self.task, total=total or None, completed=read, description=escape(text), left=left)
             return
         self.last_line = self.clock()
         self.console.print(escape(text + (f", {left}" if left else "")), highlight=False, soft_wrap=True)

@@ -131,6 +131,18 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         raise StoreError(f"{path} is no JSON ({error}); delete it to run the trial again") from error
 
 
+def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield (tokens, metrics) of each line of a trial's `metrics.jsonl`."""
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            return  # A kill may have cut the last line; the trial wrote it again after its last checkpoint.
+        yield int(record.pop("tokens")), {key: value for key, value in record.items() if isinstance(value, int | float)}
+
+
 _FULL = "no space left on the disk under {place}; free some and run the same command again, it goes on where it stopped"
 _DENIED = "cannot write under {place}: {error}; make it writable or choose another folder with --runs"
 _LOCKED = "a database under {place} is held by another program; close it and run the same command again"

@@ -6,9 +6,9 @@ kill at any moment loses and repeats nothing: the same command tells what was no
 """
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,12 +20,16 @@ from peft_study.files import write_atomic
 from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig
+from peft_study.study.halving import MEASURE, State, brackets_of
 from peft_study.study.launch import Event, Job, WorkerDiedError, Workers, default_workers
 from peft_study.study.ledger import Ledger, grid_space, headline, search_space
 from peft_study.study.plan import Plan, PlannedTrial, Sweep, searched_trial
 from peft_study.study.progress import ProgressReport, SweepProgress
-from peft_study.study.stores import best_effort, check_stores, locked, read_result, storage_errors
+from peft_study.study.stores import best_effort, check_stores, locked, read_metrics, read_result, storage_errors
 from peft_study.study.tracking import Tracker, TrialRun
+
+PAUSE = "waits at its rung"
+"""Reason of a trial that leaves its worker to go on later."""
 
 
 class TrialRunner(Protocol):
@@ -42,7 +46,10 @@ class TrialRunner(Protocol):
         on_progress: Callable[[ProgressReport], None],
         on_metrics: Callable[[int, dict[str, float]], None],
     ) -> dict[str, Any]:
-        """Run the trial; go on from its last checkpoint where there is one."""
+        """Run the trial; go on from its last checkpoint where there is one.
+
+        The metrics are in `checkpoint/metrics.jsonl` below the folder before they are told.
+        """
         ...
 
 
@@ -120,6 +127,9 @@ class RunningSweep:
         """Grows while a search draws."""
         self.active: dict[str, TrialRun] = {}
         """Trial id to its run in MLflow, while it runs."""
+        self.paused: dict[str, TrialRun] = {}
+        """The same, while it waits at a rung or for a worker to go on from there."""
+        self.brackets = brackets_of(plan)
         self.changed = False
         self.ledgers: dict[str, Ledger] = {}
         """Cell to its study; a grid has one for all its cells."""
@@ -156,15 +166,17 @@ class RunningSweep:
         if self.sweep.search is not None:
             self._recall_drawn()
         self._check_bases()
+        if retry_failed:
+            self._forget_failed()
         if not self.tracker.plan_is_logged(self.trials):
             self._change()
             self.tracker.log_plan(self.trials)
+        for bracket in set(self.brackets.values()):
+            bracket.recall(self.folder)
+        self._write_losers()
         known = {ledger: ledger.newest() for ledger in self._studies()}
         for planned in self.trials:
             result = read_result(self.folder / planned.trial)
-            if result is not None and retry_failed and result["status"] == Status.FAILED:
-                (self.folder / planned.trial / "result.json").unlink()
-                result = None
             ledger = self.ledgers[planned.arm]
             frozen = known[ledger].get(planned.trial)
             told = frozen is not None and frozen.state.is_finished()
@@ -174,6 +186,12 @@ class RunningSweep:
                 told = False
             if result is not None:
                 self._record(planned, result, told=told)
+
+    def _forget_failed(self) -> None:
+        for planned in self.trials:
+            result = read_result(self.folder / planned.trial)
+            if result is not None and result["status"] == Status.FAILED:
+                (self.folder / planned.trial / "result.json").unlink()
 
     def _check_bases(self) -> None:
         """Raise StoreError where a trial was begun on other weights than those its base has now."""
@@ -208,8 +226,7 @@ class RunningSweep:
             ledger.tell(planned.trial, result, self._metric)
         if not self.tracker.is_complete(result):
             self._change()
-            number = ledger.newest()[planned.trial].number
-            self.tracker.start(planned, number).finish(result, self.folder / planned.trial)
+            self.tracker.start(planned, ledger.number(planned.trial)).finish(result, self.folder / planned.trial)
 
     @property
     def _metric(self) -> str | None:
@@ -222,43 +239,50 @@ class RunningSweep:
             self.tracker.open_parent()
         self.changed = True
 
-    def _pending(self) -> Iterator[PlannedTrial]:
-        """Yield the trials to run, in the order of the plan."""
-        for planned in list(self.trials):
-            if planned.trial not in self.results:
-                yield planned
+    def _next(self) -> PlannedTrial | None:
+        """Return the next trial to run, in the order of the plan; None where none can run now."""
+        for planned in self.trials:
+            trial = planned.trial
+            if trial in self.results or trial in self.active:
+                continue
+            if trial not in self.brackets or self.brackets[trial].states[trial] is State.RUNS:
+                return planned
         if self.sweep.search is None:
-            return
+            return None
         for cell, ledger in self.ledgers.items():
-            while (planned := ledger.draw(self.plan, cell, self.sweep.search)) is not None:
+            if (planned := ledger.draw(self.plan, cell, self.sweep.search)) is not None:
                 self._change()
                 ledger.enqueue(planned)
                 self.trials.append(planned)
                 self.tracker.log_plan(self.trials)
-                yield planned
+                return planned
+        return None
 
     def run_all(self, run: TrialRunner, num_workers: int) -> None:
         """Run what is missing; what stops the sweep from outside leaves the trials that ran waiting."""
-        pending = self._pending()
-        first = next(pending, None)
-        if first is None:
+        planned = self._next()
+        if planned is None:
             return
-        pending = itertools.chain([first], pending)
         num_trials = self.sweep.search.trials * len(self.plan.cells) if self.sweep.search else len(self.trials)
         try:
             with (
                 SweepProgress(self.console, num_trials) as progress,
                 Workers(num_workers, run) as workers,
             ):
-                for planned in self.trials:
-                    progress.expect(planned.trial, planned.config.training.tokens, done=planned.trial in self.results)
+                for each in self.trials:
+                    result = self.results.get(each.trial)
+                    tokens = result.get("tokens") if result else None
+                    progress.expect(each.trial, tokens or each.config.training.tokens, done=result is not None)
+                self._expect_less(progress)
                 while True:
-                    while workers.has_room and (planned := next(pending, None)) is not None:
+                    while planned is not None:
                         self._start(planned, workers, progress)
+                        planned = self._next() if workers.has_room else None
                     if not self.active:
                         return
                     for event in workers.events():
                         self._hear(event, workers, progress)
+                    planned = self._next() if workers.has_room else None
         except BaseException as error:
             self._put_back()
             if isinstance(error, WorkerDiedError):
@@ -268,8 +292,15 @@ class RunningSweep:
     def _start(self, planned: PlannedTrial, workers: Workers, progress: SweepProgress) -> None:
         """Give a trial to a worker."""
         self._change()
-        self.active[planned.trial] = self.tracker.start(planned, self.ledgers[planned.arm].start(planned.trial))
-        progress.start_trial(planned.trial, planned.config.training.tokens)
+        tracked = self.paused.pop(planned.trial, None)
+        if tracked is None:
+            ledger = self.ledgers[planned.arm]
+            ledger.start(planned.trial)
+            tracked = self.tracker.start(planned, ledger.number(planned.trial))
+        self.active[planned.trial] = tracked
+        if planned.trial not in self.brackets:
+            progress.expect(planned.trial, planned.config.training.tokens)
+        progress.start_trial(planned.trial)
         folder = self.folder / planned.trial
         workers.submit(Job(planned.config, folder, planned.trial, planned.arm, self.sweep.name))
 
@@ -282,35 +313,107 @@ class RunningSweep:
             step, metrics = event.value
             self.active[job.trial].log(step, metrics)
             workers.go_on(job, stop=self._reason_to_stop(job, step, metrics))
+            self._expect_less(progress)
         elif event.kind == "error":
             raise event.value
+        elif event.kind == "stopped" and event.value == PAUSE:
+            self.paused[job.trial] = self.active.pop(job.trial)
+            progress.pause_trial(job.trial)
+            self._end_losers(progress)
+        elif event.kind == "stopped":
+            planned = self._planned(job.trial)
+            self._end(planned, self._write_pruned(planned, event.value), progress)
         else:
-            result = event.value
-            if event.kind == "pruned":
-                result = _pruned_result(job, event.value)
-                write_atomic(job.folder / "result.json", json.dumps(result, indent=1))
-            self.ledgers[job.arm].tell(job.trial, result, self._metric)
-            self.active.pop(job.trial).finish(result, job.folder)
-            self.results[job.trial] = result
-            progress.end_trial(job.trial, _line(result, self._metric), bad=result["status"] == Status.FAILED)
+            if job.trial in self.brackets and event.value["status"] == Status.FAILED:
+                self.brackets[job.trial].fail(job.trial)
+            self._end(self._planned(job.trial), event.value, progress)
+            self._end_losers(progress)
+
+    def _end(self, planned: PlannedTrial, result: dict[str, Any], progress: SweepProgress) -> None:
+        """Tell everybody how a trial has ended: one that was running, or paused, now or when the sweep was stopped."""
+        trial, ledger = planned.trial, self.ledgers[planned.arm]
+        ledger.tell(trial, result, self._metric)
+        tracked = self.active.pop(trial, None) or self.paused.pop(trial, None)
+        if tracked is None:
+            tracked = self.tracker.start(planned, ledger.number(trial))
+        tracked.finish(result, self.folder / trial)
+        self.results[trial] = result
+        progress.end_trial(
+            trial, _line(result, self._metric), tokens=result.get("tokens"), bad=result["status"] == Status.FAILED
+        )
+
+    def _expect_less(self, progress: SweepProgress) -> None:
+        """Tell the progress how many tokens the trials of brackets may be expected to read."""
+        for trial, bracket in self.brackets.items():
+            if trial not in self.results:
+                progress.expect(trial, bracket.expected_tokens(trial))
+
+    def _end_losers(self, progress: SweepProgress) -> None:
+        for planned, result in self._write_losers():
+            self._end(planned, result, progress)
+
+    def _write_losers(self) -> list[tuple[PlannedTrial, dict[str, Any]]]:
+        """Write the results of trials that are out of their brackets and have none, and return both."""
+        losers: list[tuple[PlannedTrial, dict[str, Any]]] = []
+        for bracket in set(self.brackets.values()):
+            for trial, reason in bracket.losers().items():
+                if trial not in self.active and read_result(self.folder / trial) is None:
+                    planned = self._planned(trial)
+                    losers.append((planned, self._write_pruned(planned, reason)))
+        return losers
+
+    def _write_pruned(self, planned: PlannedTrial, reason: str) -> dict[str, Any]:
+        """Write the result of a trial that was stopped on purpose, a status without measures, and return it."""
+        folder = self.folder / planned.trial
+        metrics = folder / "checkpoint" / "metrics.jsonl"
+        costs = ("tokens_with_loss", "trainable_params", "seconds", "peak_memory_mib", "converged")
+        result = {
+            "trial": planned.trial,
+            "arm": planned.arm,
+            "sweep": self.sweep.name,
+            "status": Status.PRUNED.value,
+            "reason": reason,
+            "config": planned.config.model_dump(mode="json"),
+            "tokens": max(tokens for tokens, _ in read_metrics(metrics)),
+            **dict.fromkeys(costs),
+            "provenance": {},
+            "measures": [],
+        }
+        shutil.copyfile(metrics, folder / "metrics.jsonl")
+        write_atomic(folder / "result.json", json.dumps(result, indent=1))
+        shutil.rmtree(folder / "checkpoint")
+        return result
+
+    def _planned(self, trial: str) -> PlannedTrial:
+        return next(planned for planned in self.trials if planned.trial == trial)
 
     def _reason_to_stop(self, job: Job, step: int, metrics: dict[str, float]) -> str:
-        """Return why a trial of a search is not worth going on, '' where it is."""
+        """Return why a trial is to leave its worker, '' where it goes on."""
+        bracket = self.brackets.get(job.trial)
+        if bracket is not None:
+            if not bracket.hear(job.trial, step, metrics):
+                return ""
+            self.ledgers[job.arm].report(job.trial, step, metrics[MEASURE])
+            state = bracket.states[job.trial]
+            if state is State.OUT:
+                return bracket.reason(job.trial)
+            return PAUSE if state is State.WAITS else ""
         name = f"validation/{self._metric}"
         if self.sweep.search is None or self.sweep.search.pruner == "none" or name not in metrics:
             return ""
-        if not self.ledgers[job.arm].should_prune(job.trial, step, metrics[name]):
+        ledger = self.ledgers[job.arm]
+        ledger.report(job.trial, step, metrics[name])
+        if not ledger.should_prune(job.trial):
             return ""
         return f"worse than others at {step} tokens: {name} {metrics[name]:.4g}"
 
     def _put_back(self) -> None:
         """Let the trials that were running wait for the next time."""
         arms = {planned.trial: planned.arm for planned in self.trials}
-        for trial, tracked in self.active.items():
+        for trial, tracked in (self.active | self.paused).items():
             with best_effort():
                 self.ledgers[arms[trial]].put_back(trial)
             with best_effort():
-                tracked.flush()
                 tracked.end(Status.KILLED)
 
     def end(self) -> Outcome:
@@ -322,21 +425,6 @@ class RunningSweep:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         reasons = {trial: self.results[trial]["reason"] for trial in failed}
         return Outcome(statuses, reasons, self.changed, digest, self.tracker.reported() == digest)
-
-
-def _pruned_result(job: Job, reason: str) -> dict[str, Any]:
-    """Return the result of a trial that was stopped on purpose: a status without numbers."""
-    return {
-        "trial": job.trial,
-        "arm": job.arm,
-        "sweep": job.sweep,
-        "status": Status.PRUNED.value,
-        "reason": reason,
-        "config": job.config.model_dump(mode="json"),
-        **dict.fromkeys(("tokens", "tokens_with_loss", "trainable_params", "seconds", "peak_memory_mib", "converged")),
-        "provenance": {},
-        "measures": [],
-    }
 
 
 def _line(result: dict[str, Any], metric: str | None) -> str:

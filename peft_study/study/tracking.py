@@ -24,7 +24,14 @@ from peft_study.igsm.families import family_named
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig, flatten
 from peft_study.study.plan import PlannedTrial, Sweep
-from peft_study.study.stores import MLFLOW, check_database, create_database, mlflow_path, storage_errors
+from peft_study.study.stores import (
+    MLFLOW,
+    check_database,
+    create_database,
+    mlflow_path,
+    read_metrics,
+    storage_errors,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,8 +48,10 @@ RUN_STATUS = {
 }
 COSTS = ("tokens", "tokens_with_loss", "trainable_params", "seconds", "peak_memory_mib")
 BATCH = 100
-"""Parameters of a write, MLflow's limit; metrics may be more."""
-FLUSH_SECONDS = 3.0
+"""Parameters of a write, MLflow's limit."""
+METRIC_BATCH = 1_000
+"""Metrics of a write, MLflow's limit."""
+FLUSH_SECONDS = 10.0
 """Seconds that metrics wait for a common write; what a kill loses is read from `metrics.jsonl` at the end."""
 TAG_LIMIT = 5_000
 
@@ -217,8 +226,11 @@ class Tracker:
             "sweep": self.sweep.name,
             "optuna_trial_number": str(optuna_number),
         }
+        if planned.alarms:
+            tags["alarms"] = "; ".join(planned.alarms)[:TAG_LIMIT]
         if run is None:
-            parent = {"mlflow.parentRunId": self.open_parent().info.run_id}
+            opened = self.parent if self.parent and self.parent.info.status == "RUNNING" else self.open_parent()
+            parent = {"mlflow.parentRunId": opened.info.run_id}
             run = self.client.create_run(self.experiment_id, run_name=planned.trial, tags={**tags, **parent})
         else:
             self.client.update_run(run.info.run_id, "RUNNING")
@@ -253,13 +265,12 @@ class TrialRun:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
         config = self.planned.config
-        if self.planned.alarms:
-            tags["alarms"] = "; ".join(self.planned.alarms)[:TAG_LIMIT]
         flat = flatten(config.model_dump(mode="json"))
         params = [Param(key, str(value)) for key, value in flat.items() if key not in run.data.params]
         for i in range(0, len(params), BATCH):
             self.client.log_batch(self.run_id, params=params[i : i + BATCH])
-        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if tags:
+            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if run.inputs is None or not run.inputs.dataset_inputs:
             name, digest, source = dataset_of(config)
             dataset = Dataset(name=name, digest=digest, source_type="code", source=source)
@@ -279,14 +290,15 @@ class TrialRun:
             if before is None or not (before == value or (math.isnan(before) and math.isnan(value))):
                 self.waiting[key, step] = value
 
-    def flush(self) -> None:
-        """Write the metrics that wait."""
-        from mlflow.entities import Metric
+    def flush(self, tags: Mapping[str, str] | None = None) -> None:
+        """Write the metrics that wait, and `tags`."""
+        from mlflow.entities import Metric, RunTag
 
         now = int(time.time() * 1_000)
         metrics = [Metric(key, value, now, step) for (key, step), value in self.waiting.items()]
-        for i in range(0, len(metrics), BATCH):
-            self.client.log_batch(self.run_id, metrics=metrics[i : i + BATCH])
+        named = [RunTag(key, value) for key, value in (tags or {}).items()]
+        for i in range(0, max(len(metrics), len(named)), METRIC_BATCH):
+            self.client.log_batch(self.run_id, metrics=metrics[i : i + METRIC_BATCH], tags=named[i : i + METRIC_BATCH])
         self.logged.update(self.waiting)
         self.waiting.clear()
         self.flushed = time.monotonic()
@@ -296,7 +308,6 @@ class TrialRun:
         for step, metrics in read_metrics(folder / "metrics.jsonl"):
             self._collect(step, metrics)
         self._collect(int(result.get("tokens") or 0), summary(result))
-        self.flush()
         for name in ARTIFACTS:
             if (folder / name).exists():
                 self.client.log_artifact(self.run_id, str(folder / name))
@@ -306,11 +317,8 @@ class TrialRun:
         self.end(result["status"], reason)
 
     def end(self, status: str, tags: Mapping[str, str] | None = None) -> None:
-        """End the run with `status`; the tag tells apart what MLflow calls KILLED alike."""
-        from mlflow.entities import RunTag
-
-        named = {"status": str(status), **(tags or {})}
-        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in named.items()])
+        """Write what waits and end the run with `status`; the tag tells apart what MLflow calls KILLED alike."""
+        self.flush({"status": str(status), **(tags or {})})
         self.client.set_terminated(self.run_id, RUN_STATUS[Status(status)])
         self.tracker.children[self.planned.trial] = self.client.get_run(self.run_id)
 
@@ -332,18 +340,6 @@ def summary(result: Mapping[str, Any]) -> dict[str, float]:
         op = "" if measure["op"] is None else f"_op{measure['op']}"
         named[f"{measure['set']}{op}/{measure['metric']}"] = measure["value"]
     return {name: float(value) for name, value in named.items() if value is not None}
-
-
-def read_metrics(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield (tokens, metrics) of each line of a trial's `metrics.jsonl`."""
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            return  # A kill may have cut the last line; the trial wrote it again after its last checkpoint.
-        yield int(record.pop("tokens")), {key: value for key, value in record.items() if isinstance(value, int | float)}
 
 
 def _json(tree: object) -> str:

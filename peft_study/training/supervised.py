@@ -17,6 +17,7 @@ from peft_study.errors import ConfigError
 from peft_study.igsm.stream import Tokens, WindowStream
 from peft_study.igsm.text import Kind
 from peft_study.models.learner import Learner
+from peft_study.records import Stopped
 from peft_study.skills.config import SkillConfig
 from peft_study.skills.targets import NOT_A_DECISION, WRONG, correction_targets, decision_labels
 from peft_study.training.config import TrainingConfig
@@ -106,7 +107,8 @@ def train(
     """Train `learner` on `config.tokens` tokens of `stream`, from the checkpoint in `folder` if there is one.
 
     Leaves the learner in fp32 with the trained values. `metrics.jsonl` in `folder` gets a line at each of
-    `config.points` points; `extra_metrics` adds to it. Raises ConfigError without a learning rate.
+    `config.points` points; `extra_metrics` adds to it. Where `on_point` raises Stopped, a checkpoint of that very point
+    is left to go on from. Raises ConfigError without a learning rate.
     """
     attention = config.attention
     assert config.precision != "auto", "whoever calls settles these first (machine.settled)"
@@ -162,7 +164,12 @@ def train(
             }
             metrics |= extra_metrics(learner) if extra_metrics else {}
             run.log(metrics)
-        on_point(run.point(metrics))
+        try:
+            on_point(run.point(metrics))
+        except Stopped:
+            run.seconds += time.monotonic() - started
+            run.save()
+            raise
     run.seconds += time.monotonic() - started
     cast(learner, torch.float32)
     run.masters.write()

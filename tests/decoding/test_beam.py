@@ -66,6 +66,14 @@ def test_equals_transformers_token_for_token(model: Qwen3ForCausalLM, end_id: in
     assert len({len(output) for output in outputs}) > 3
 
 
+@pytest.mark.parametrize(("num_beams", "end_id"), [(2, 15), (2, 30), (4, 15), (4, 48)])
+def test_a_lesser_candidate_may_not_end(model: Qwen3ForCausalLM, num_beams: int, end_id: int) -> None:
+    """With these, an end that comes in the lower half of the candidates would be the best of all in the end."""
+    (prompt,) = prompts(LENGTHS[:1])
+    (output,) = beam_search(model, [prompt], num_beams=num_beams, end_id=end_id, max_length=LIMIT)
+    assert output == by_transformers(model, prompt, end_id, num_beams=num_beams, do_sample=False)
+
+
 def test_batches_do_not_change_outputs(model: Qwen3ForCausalLM, end_id: int) -> None:
     asked = prompts(LENGTHS)
     whole = beam_search(model, asked, num_beams=3, end_id=end_id, max_length=LIMIT)

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from peft_study.igsm.families import NANO
+from peft_study.records import Stopped
 from peft_study.study.config import TrialConfig, config_hash
 from peft_study.study.plan import build_plan, read_sweep
 from peft_study.study.sweep import run_sweep
@@ -41,6 +43,11 @@ class Progress(NamedTuple):
 
 def nothing_happens(trial: str, step: int) -> None:
     """Let a step pass."""
+
+
+def worth(config: TrialConfig) -> float:
+    """Return what the results of a config are made from, in [0, 1): its loss grows with it."""
+    return int(config_hash(config), 16) / 16**10
 
 
 class FakeTrial:
@@ -66,7 +73,7 @@ class FakeTrial:
         self.ran.append(trial)
         folder.mkdir(parents=True, exist_ok=True)
         names = {"trial": trial, "arm": arm, "sweep": sweep}
-        base = int(config_hash(config), 16) / 16**10
+        base = worth(config)
         try:
             if arm in self.failing:
                 raise RuntimeError("loss is nan")
@@ -76,7 +83,10 @@ class FakeTrial:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             result = make_result(config, value=base, reason=f"{type(error).__name__}: {error}", **names)
+        if (folder / "checkpoint" / "metrics.jsonl").exists():
+            shutil.copyfile(folder / "checkpoint" / "metrics.jsonl", folder / "metrics.jsonl")
         write(folder / "result.json", json.dumps(result))
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         return result
 
     def _train(
@@ -88,7 +98,8 @@ class FakeTrial:
         on_progress: Callable[[Progress], None],
         on_metrics: Callable[[int, dict[str, float]], None],
     ) -> None:
-        checkpoint, metrics_file = folder / "step", folder / "metrics.jsonl"
+        checkpoint, metrics_file = folder / "checkpoint" / "step", folder / "checkpoint" / "metrics.jsonl"
+        checkpoint.parent.mkdir(exist_ok=True)
         step = int(checkpoint.read_text()) if checkpoint.exists() else 0
         lines = metrics_file.read_text().splitlines()[:step] if metrics_file.exists() else []
         total = config.training.tokens
@@ -97,7 +108,11 @@ class FakeTrial:
             metrics = {"train/loss": 1 + base / (step + 1), "validation/loss": 2 + base}
             lines.append(json.dumps({"tokens": tokens, **metrics}))
             write(metrics_file, "\n".join(lines) + "\n")
-            on_metrics(tokens, metrics)
+            try:
+                on_metrics(tokens, metrics)
+            except Stopped:
+                write(checkpoint, str(step + 1))
+                raise
             on_progress(Progress(tokens, total, metrics["train/loss"], "train"))
             self.at_step(trial, step)
             time.sleep(self.seconds / NUM_STEPS)
@@ -164,7 +179,7 @@ def write(path: Path, text: str) -> None:
 
 def steps_logged(folder: Path) -> int:
     """Return how many steps the trials in `folder` have logged."""
-    return sum(len(path.read_text().splitlines()) for path in folder.glob("*/metrics.jsonl"))
+    return sum(len(path.read_text().splitlines()) for path in folder.glob("*/**/metrics.jsonl"))
 
 
 def main(runs: Path, sweep: str, steps: list[int]) -> None:

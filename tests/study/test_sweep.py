@@ -310,7 +310,7 @@ def test_progress_is_plain_and_rare_without_a_terminal() -> None:
         progress.expect("zero", 100, done=True)
         progress.expect("one", 100)
         progress.expect("two", 100)
-        progress.start_trial("one", 100)
+        progress.start_trial("one")
         for tokens in range(101):
             now[0] = float(tokens)
             progress.update("one", Report(tokens))
@@ -327,7 +327,8 @@ def test_time_left_counts_what_runs_side_by_side_and_what_was_read_before() -> N
     now, out = [0.0], io.StringIO()
     with SweepProgress(Console(file=out, width=200), 2, clock=lambda: now[0]) as progress:
         for trial in ("one", "two"):
-            progress.start_trial(trial, 100)
+            progress.expect(trial, 100)
+            progress.start_trial(trial)
         assert progress.seconds_left() is None
         progress.update("one", Report(60))  # from a checkpoint at 60
         progress.update("two", Report(0))
@@ -342,7 +343,8 @@ def test_progress_on_a_terminal_is_one_bar() -> None:
     out = io.StringIO()
     console = Console(file=out, width=120, force_terminal=True, color_system=None)
     with SweepProgress(console, 1) as progress:
-        progress.start_trial("one [r4]", 10)
+        progress.expect("one [r4]", 10)
+        progress.start_trial("one [r4]")
         progress.end_trial("one [r4]", "one [r4] failed", bad=True)
     assert "one [r4] starts" in out.getvalue()
     assert "[1/1] one [r4] failed" in out.getvalue()

@@ -16,6 +16,7 @@ from peft_study.igsm.stream import Tokens, WindowStream
 from peft_study.models.base import load_model
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
+from peft_study.records import Stopped
 from peft_study.skills.config import SkillConfig
 from peft_study.training.checkpoint import load_state
 from peft_study.training.config import TrainingConfig
@@ -55,6 +56,7 @@ def run(
     skill: str = "correction",
     stream: WindowStream | None = None,
     kill_at: int | None = None,
+    kill_with: BaseException | None = None,
     **changes: Any,
 ) -> TrainingSummary:
     """Train in `folder`; with `kill_at` raise after that step."""
@@ -62,7 +64,7 @@ def run(
 
     def on_point(point: Point) -> None:
         if kill_at is not None and point.tokens == kill_at * WINDOWS * LENGTH:
-            raise _KilledError
+            raise kill_with or _KilledError
 
     options = SkillConfig.model_validate({"name": skill})
     stream = stream or WindowStream(SETTINGS, length=LENGTH)
@@ -101,6 +103,23 @@ def test_killed_and_resumed_equals_straight_bit_for_bit(
     assert all(torch.equal(value, values(resumed)[name]) for name, value in values(straight).items())
     assert got._replace(seconds=0) == expected._replace(seconds=0)
     assert metrics(folder) == metrics(tmp_path / "straight")
+
+
+def test_stopped_on_purpose_and_resumed_equals_straight(make_learner: MakeLearner, tmp_path: Path) -> None:
+    """The checkpoint is of the very point at which it was stopped, however rare checkpoints are."""
+    method = MethodConfig(name="lora", rank=2, dropout=0.3)
+    straight = make_learner(method)
+    expected = run(straight, tmp_path / "straight")
+    with pytest.raises(Stopped, match="enough"):
+        run(make_learner(method), tmp_path / "stopped", kill_at=4, kill_with=Stopped("enough"))
+    saved = load_state(tmp_path / "stopped")
+    assert saved is not None
+    assert saved[1]["step"] == 4
+    assert saved[1]["seconds"] > 0
+    resumed = make_learner(method)
+    assert run(resumed, tmp_path / "stopped")._replace(seconds=0) == expected._replace(seconds=0)
+    assert all(torch.equal(value, values(resumed)[name]) for name, value in values(straight).items())
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
 
 
 def test_metrics_have_a_line_a_point_and_none_twice(make_learner: MakeLearner, tmp_path: Path) -> None:
