@@ -128,12 +128,18 @@ def _check_files(folder: Path, remedy: str) -> None:
             f"the checkpoint {weights} is truncated or no safetensors file ({error}); {remedy}"
         ) from error
     try:
-        kind = json.loads(config.read_text())["model_type"]
+        read = json.loads(config.read_text())
+        kind = read["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{config} is damaged ({error}); {remedy}") from error
     if kind != Qwen3Config.model_type:
         raise CheckpointError(
             f"the checkpoint in {folder} must be a {Qwen3Config.model_type}, but is a {kind}; {remedy}"
+        )
+    heads, key_heads = read.get("num_attention_heads"), read.get("num_key_value_heads")
+    if heads != key_heads:
+        raise CheckpointError(
+            f"a base must have as many key heads as query heads, but {config} says {key_heads} and {heads}; {remedy}"
         )
 
 

@@ -112,6 +112,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut config": (lambda folder: _cut(folder / "config.json", 0.5), "config.json is damaged"),
     "list config": (lambda folder: (folder / "config.json").write_text("[]"), "config.json is damaged"),
     "other kind": (lambda folder: _rewrite(folder / "config.json", model_type="llama"), "but is a llama"),
+    "fewer key heads": (
+        lambda folder: _rewrite(folder / "config.json", num_key_value_heads=1),
+        "as many key heads as query heads, but .* says 1 and ",
+    ),
     "other width": (lambda folder: _rewrite(folder / "config.json", hidden_size=48), "cannot be read"),
     "other depth": (lambda folder: _rewrite(folder / "config.json", num_hidden_layers=3), "cannot be read"),
     "no head": (lambda folder: _without(folder / "model.safetensors", "lm_head.weight"), "lm_head.weight does not fit"),
