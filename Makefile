@@ -9,7 +9,7 @@ BASE ?= error-free
 SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv sweep smoke plan report publish ui pretrain data-peek bench bench-data test check format clean
+.PHONY: help venv sweep smoke plan report publish ui pretrain data-peek bench bench-long bench-data test check format clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ pretrain: $(STAMP)  ## pretrain a base from scratch (FAMILY=nano BASE=error-free
 
 bench: $(STAMP)  ## measure training and generation beside what one would otherwise take, about 20 minutes
 	@$(VENV)/bin/python -m benchmarks.throughput
+
+bench-long: $(STAMP)  ## measure whole sweeps beside Optuna with peft and transformers, about two hours
+	@$(VENV)/bin/python -m benchmarks.long
 
 bench-data: $(STAMP)  ## measure how fast problems are generated, beside what a trainer reads
 	@$(VENV)/bin/python -m benchmarks.data

@@ -88,8 +88,8 @@ def ours(gate: Gate, *, shape: str, method: dict[str, Any], windows: int, thread
 class Windows(Dataset[dict[str, torch.Tensor]]):
     """Windows as the Trainer reads them: what has no loss is labelled -100, documents are told by their positions."""
 
-    def __init__(self, count: int) -> None:
-        tokens = WindowStream(STREAM).read(count)
+    def __init__(self, count: int, settings: StreamSettings = STREAM) -> None:
+        tokens = WindowStream(settings).read(count)
         self.ids = torch.from_numpy(tokens.ids.astype(np.int64))
         targets = torch.from_numpy(correction_targets(tokens.kinds, masked=SkillConfig().masked))
         self.labels = torch.where(targets, self.ids, -100)
@@ -197,7 +197,7 @@ def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, thread
                 run.optimizers.step(run.rate())
                 run.masters.write()
                 run.step += 1
-            gate(float(loss))
+            gate(float(loss.detach()))
 
 
 def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int, compiled: bool) -> None:

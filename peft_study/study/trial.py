@@ -64,10 +64,13 @@ def peak_memory_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def _train(
+def train_learner(
     learner: Learner, config: TrialConfig, folder: Path, on_point: Callable[[Point], None]
 ) -> tuple[TrainingSummary, Findings, Evaluator]:
-    """Train as configured and measure the loss."""
+    """Train `learner` as configured, from the checkpoint in `folder` if there is one, and measure the loss.
+
+    The kernels are settled once for all trials beside `folder`.
+    """
     family = family_named(config.data.family)
     settings = StreamSettings(
         family=family,
@@ -132,7 +135,7 @@ def _run(
             on_metrics(point.tokens, point.metrics)
         on_progress(Progress(point.tokens, point.total, last_loss, "train"))
 
-    summary, found, evaluator = _train(learner, config, folder, on_point)
+    summary, found, evaluator = train_learner(learner, config, folder, on_point)
     on_progress(Progress(summary.tokens, summary.tokens, last_loss, "evaluate"))
     rest = evaluate_learner(learner, config, evaluator, folder.parent / "cache")
     np.savez_compressed(folder / "outcomes.npz", **rest.arrays)  # pyright: ignore[reportArgumentType]
