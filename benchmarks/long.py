@@ -73,10 +73,23 @@ def row_of(
     name: str, ours: list[Outcome], peer: list[Outcome], *, unit: str, target: float, checks: tuple[float, float]
 ) -> Row:
     """Return the row of repeated runs of both sides."""
-    times = [[found.seconds for found in side] for side in (ours, peer)]
-    medians = [statistics.median(side) for side in times]
-    interval = ratio_interval(*times)
-    return Row(name, *medians, *interval, target, unit, "Trainer", checks, (0.0, 0.0), versions(), commit())
+    mine, theirs = [found.seconds for found in ours], [found.seconds for found in peer]
+    ratio, low, high = ratio_interval(mine, theirs)
+    return Row(
+        name,
+        statistics.median(mine),
+        statistics.median(theirs),
+        ratio,
+        low,
+        high,
+        target,
+        unit,
+        "Trainer",
+        checks,
+        (0.0, 0.0),
+        versions(),
+        commit(),
+    )
 
 
 def whole_sweep(repeats: int, options: dict[str, Any], workers: int) -> Row:

@@ -17,7 +17,8 @@ import torch
 import yaml
 from rich.console import Console
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.training_sides import InOrder, Windows
 from peft_study.files import write_atomic
@@ -156,6 +157,7 @@ def peer(grid: Grid, *, threads: int, bf16: bool, attention: str) -> Outcome:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    disable_progress_bar()
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -201,4 +203,6 @@ def _fit(model: Any, windows: Windows, config: TrialConfig, *, lr: float, steps:
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
     )
-    InOrder(model=model, args=arguments, train_dataset=windows, optimizers=(optimizer, schedule)).train()
+    trainer = InOrder(model=model, args=arguments, train_dataset=windows, optimizers=(optimizer, schedule))
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
