@@ -171,7 +171,7 @@ class RunningSweep:
         if not self.tracker.plan_is_logged(self.trials):
             self._change()
             self.tracker.log_plan(self.trials)
-        for bracket in set(self.brackets.values()):
+        for bracket in dict.fromkeys(self.brackets.values()):
             bracket.recall(self.folder)
         self._write_losers()
         known = {ledger: ledger.newest() for ledger in self._studies()}
@@ -355,7 +355,7 @@ class RunningSweep:
     def _write_losers(self) -> list[tuple[PlannedTrial, dict[str, Any]]]:
         """Write the results of trials that are out of their brackets and have none, and return both."""
         losers: list[tuple[PlannedTrial, dict[str, Any]]] = []
-        for bracket in set(self.brackets.values()):
+        for bracket in dict.fromkeys(self.brackets.values()):
             for trial, reason in bracket.losers().items():
                 if trial not in self.active and read_result(self.folder / trial) is None:
                     planned = self._planned(trial)
