@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from peft_study.errors import ConfigError
+from peft_study.igsm.families import NANO
+from peft_study.models.adapters import matched_modules
+from peft_study.models.base import Architecture, build_base
 from peft_study.records import COLUMNS
 from peft_study.study.config import build_config, flatten, read_yaml
 from peft_study.study.plan import SWEEPS, build_plan, read_sweep
@@ -102,6 +105,20 @@ def test_the_whole_question_has_seeds_and_base_pairs_for_a_claim(all_rates: Tune
         assert {config.method.targets for config in lora} == {"qv", "attention", "mlp", "all-linear"}
         assert {config.method.embeddings for config in lora} == {"none", "rows", "lora_2r"}
         assert {config.evaluation.n for config in lora} == {4_096}
+
+
+def test_matched_target_sets_have_as_many_parameters(all_rates: TunedRates) -> None:
+    base = build_base(NANO, Architecture(), 0)
+
+    def parameters(targets: str, rank: int) -> int:
+        return rank * sum(layer.in_features + layer.out_features for layer in matched_modules(base, targets).values())
+
+    plan = build_plan(read_sweep("lora_rank"), all_rates)
+    wanted = [parameters("all-linear", rank) for rank in (4, 16)]
+    for skill in ("correction", "detection"):
+        for targets in ("qv", "attention", "mlp"):
+            ranks = [p.config.method.rank for p in plan.trials if p.arm.startswith(f"{skill}-matched-{targets}-")]
+            assert sorted({parameters(targets, rank) for rank in ranks}) == pytest.approx(wanted, rel=0.03)
 
 
 @pytest.mark.skipif(not (RESULTS / "lr.csv").exists(), reason="the rates are not published yet")
