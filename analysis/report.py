@@ -125,7 +125,7 @@ def _cells(line: ArmSummary) -> list[str]:
     return [
         name_of(line),
         str(row["rank"]) if row["rank"] else "",
-        "" if row["lr"] is None or not row["tokens"] else f"{row['lr']:g}",
+        "" if row["lr"] is None else f"{row['lr']:g}",
         line.metric,
         show(line.raw, 3) or _EMPTY,
         "no gap" if line.no_gap else show(line.gap, 2) or _EMPTY,
