@@ -17,6 +17,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks.race import Gate
+from benchmarks.trials import finished
 from peft_study.files import write_atomic
 from peft_study.igsm.families import NANO
 from peft_study.study.config import TrialConfig
@@ -36,11 +37,9 @@ def _trial(
     config: TrialConfig,
     folder: Path,
     *,
-    trial: str,
-    arm: str,
-    sweep: str,
     on_metrics: Callable[[int, dict[str, float]], None],
-    **_: Any,
+    on_progress: object,  # noqa: ARG001  # nothing trains
+    **names: str,
 ) -> dict[str, Any]:
     """Be a trial of our sweep."""
     folder.mkdir(parents=True)
@@ -48,18 +47,15 @@ def _trial(
     assert rate is not None
     for report in range(REPORTS):
         on_metrics((report + 1) * TOKENS // REPORTS, {"validation/loss": loss(rate, report)})
-    measure = {"split": "validation", "set": "ood", "op": NANO.headline_op, "metric": "accuracy", "n": 8}
-    result = {
-        "trial": trial,
-        "arm": arm,
-        "sweep": sweep,
-        "status": "finished",
-        "reason": "",
-        "config": config.model_dump(mode="json"),
-        "provenance": {},
-        "tokens": TOKENS,
-        "measures": [{**measure, "value": 1 - loss(rate, REPORTS - 1) / 10, "low": 0.0, "high": 1.0}],
+    measure: dict[str, Any] = {
+        "split": "validation",
+        "set": "ood",
+        "op": NANO.headline_op,
+        "metric": "accuracy",
+        "n": 8,
     }
+    measure |= {"value": 1 - loss(rate, REPORTS - 1) / 10, "low": 0.0, "high": 1.0}
+    result = finished(config, **names, tokens=TOKENS, measures=[measure])
     write_atomic(folder / "result.json", json.dumps(result))
     return result
 

@@ -17,10 +17,11 @@ import torch
 import yaml
 from rich.console import Console
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.training_sides import InOrder, Windows
+from benchmarks.training_sides import InOrder, Windows, adamw, arguments_of
+from benchmarks.trials import finished
 from peft_study.files import write_atomic
 from peft_study.igsm.families import NANO
 from peft_study.igsm.settings import StreamSettings
@@ -34,7 +35,7 @@ from peft_study.study.plan import Plan, build_plan, read_sweep
 from peft_study.study.sweep import run_sweep
 from peft_study.study.trial import train_learner
 from peft_study.training.machine import prepare_process
-from peft_study.training.optim import BETAS, EPSILON, rate
+from peft_study.training.optim import rate
 from peft_study.training.run import Point
 
 
@@ -82,11 +83,9 @@ def _train_only(
     config: TrialConfig,
     folder: Path,
     *,
-    trial: str,
-    arm: str,
-    sweep: str,
     on_metrics: Callable[[int, dict[str, float]], None],
-    **_: Any,
+    on_progress: object,  # noqa: ARG001  # nobody looks
+    **names: str,
 ) -> dict[str, Any]:
     """Be a trial of our sweep that solves no problems."""
     prepare_process(threads=1)
@@ -100,17 +99,8 @@ def _train_only(
     summary, found, _evaluator = train_learner(learner, config, folder, on_point)
     learner.save(folder / "adapter")
     (folder / "losses.json").write_text(json.dumps(window_losses(learner.model, config)))
-    result = {
-        "trial": trial,
-        "arm": arm,
-        "sweep": sweep,
-        "status": "finished",
-        "reason": "",
-        "config": config.model_dump(mode="json"),
-        "provenance": {},
-        "tokens": summary.tokens,
-        "measures": [measure._asdict() for measure in found.measures],
-    }
+    measures = [measure._asdict() for measure in found.measures]
+    result = finished(config, **names, tokens=summary.tokens, measures=measures)
     shutil.copyfile(folder / "checkpoint" / "metrics.jsonl", folder / "metrics.jsonl")
     write_atomic(folder / "result.json", json.dumps(result))
     shutil.rmtree(folder / "checkpoint")
@@ -188,21 +178,9 @@ def peer(grid: Grid, *, threads: int, bf16: bool, attention: str) -> Outcome:
 def _fit(model: Any, windows: Windows, config: TrialConfig, *, lr: float, steps: int, bf16: bool, folder: Path) -> None:
     """Train with transformers' Trainer; rates, clipping and optimiser as ours."""
     training = config.training
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=BETAS, eps=EPSILON, weight_decay=0.0)
+    optimizer = adamw(model, lr)
     schedule = LambdaLR(optimizer, lambda step: rate(step, steps, training.warmup_share, training.cooldown_share))
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=training.batch_windows,
-        max_steps=steps,
-        max_grad_norm=training.clip_norm,
-        bf16=bf16,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-    )
+    arguments = arguments_of(folder, training.batch_windows, steps, bf16=bf16, max_grad_norm=training.clip_norm)
     trainer = InOrder(model=model, args=arguments, train_dataset=windows, optimizers=(optimizer, schedule))
     trainer.remove_callback(PrinterCallback)
     trainer.train()

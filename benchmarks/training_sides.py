@@ -129,6 +129,27 @@ class AtGate(TrainerCallback):
         self.gate(float(self.trainer.last_loss.detach()))
 
 
+def adamw(model: Any, lr: float) -> torch.optim.AdamW:
+    """Return the optimiser of what is trained of `model`, with the settings of ours."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, betas=BETAS, eps=EPSILON, weight_decay=0.0)
+
+
+def arguments_of(folder: Path, windows: int, steps: int, **options: Any) -> TrainingArguments:
+    """Return the arguments of a Trainer that does nothing beside training."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=windows,
+        max_steps=steps,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        **options,
+    )
+
+
 def hf_trainer(
     gate: Gate,
     *,
@@ -147,23 +168,10 @@ def hf_trainer(
     if method["name"] == "lora":
         # peft's own model, with the first values of ours.
         model = attach(model, MethodConfig.model_validate({"embeddings": "none", **method}), [], 0)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=RATE, betas=BETAS, eps=EPSILON, weight_decay=0.0
-    )
+    optimizer = adamw(model, RATE)
     callback = AtGate(gate)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=windows,
-            max_steps=STEPS,
-            bf16=bf16,
-            torch_compile=compiled,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
-        )
+        arguments = arguments_of(Path(folder), windows, STEPS, bf16=bf16, torch_compile=compiled)
         trainer = InOrder(
             model=model,
             args=arguments,
