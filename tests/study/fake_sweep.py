@@ -179,7 +179,11 @@ def write(path: Path, text: str) -> None:
 
 def steps_logged(folder: Path) -> int:
     """Return how many steps the trials in `folder` have logged."""
-    return sum(len(path.read_text().splitlines()) for path in folder.glob("*/**/metrics.jsonl"))
+    while True:
+        try:
+            return sum(len(path.read_text().splitlines()) for path in folder.glob("*/**/metrics.jsonl"))
+        except FileNotFoundError:  # A trial has ended meanwhile, and its checkpoint is gone: look again.
+            continue
 
 
 def main(runs: Path, sweep: str, steps: list[int]) -> None:
