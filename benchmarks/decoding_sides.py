@@ -12,7 +12,9 @@ from torch import Tensor
 from benchmarks.race import Gate
 from peft_study.decoding import regret
 from peft_study.decoding.beam import beam_search
-from peft_study.decoding.engine import CompiledDecoder, Decoder, generate
+from peft_study.decoding.compiled import CompiledDecoder
+from peft_study.decoding.decoder import Decoder
+from peft_study.decoding.engine import generate
 from peft_study.evaluation.problems import draw_problems, prompt_ids
 from peft_study.igsm.families import NANO
 from peft_study.igsm.text import END, PAD, join, problem_words

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-from peft_study.decoding.engine import Decoder, make_decoder
+from peft_study.decoding.decoder import Decoder
+from peft_study.decoding.engine import make_decoder
 from peft_study.igsm.parse import Reference, parse_problem
 from peft_study.igsm.text import BACK
 from peft_study.igsm.verify import ProblemFacts, parents_of

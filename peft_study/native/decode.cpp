@@ -1,11 +1,11 @@
 // Generation of a Qwen3 in fp32 on a CPU: tokens, a row each, through all layers, to the logits of those that want them.
 //
-// Only rows of one sequence meet, so each thread takes some sequences through the whole model. A row reads and writes the
-// slot of its sequence in the cache, and of that only what it sees: sequences come, go, fork and go back without a copy.
+// Only rows of one sequence meet, so each thread takes some sequences through the whole model. The cache is in pages of
+// PAGE positions, and a table says which pages hold a sequence: sequences grow, go, fork and go back without a copy.
 //
-// Shapes: D = HEAD_WIDTH values a head (set when compiled), H heads, width = H * D or another, S tokens a slot holds.
-// keys: [slots, H, S / STRETCH, D, STRETCH], so that logits of neighbours are computed together and what is read lies
-// together; values: [slots, H, S, D]. A matrix [N, K] is packed: panels of PANEL rows, each [K, PANEL], the last one filled with zeros.
+// Shapes: D = HEAD_WIDTH values a head (set when compiled), H heads, width = H * D or another. A page holds for each layer
+// keys [H, D, PAGE], so that logits of neighbours are computed together, and values [H, PAGE, D]. A matrix [N, K] is
+// packed: panels of PANEL rows, each [K, PANEL], the last one filled with zeros.
 
 #include <thread>
 #include <vector>
@@ -20,38 +20,51 @@ static_assert(D % 16 == 0, "the width of a head is a multiple of 16");
 constexpr int PARTS = D / LANES;
 constexpr int PANEL = 2 * LANES;
 constexpr int BLOCKS = 4, STRETCH = BLOCKS * LANES;  // positions whose logits are summed at once
+constexpr int PAGE = 16;
+static_assert(PAGE % LANES == 0, "a page holds whole vectors");
 constexpr int ROWS = REGISTERS >= 32 ? 12 : 6;  // rows at a time: ROWS * 2 sums stay in registers
+
+// out[r, n] (+)= in[r, :] . matrix[n, :] (+ bias[n]) for R rows at most and one panel
+template <bool ADD, int R>
+void multiply_panel(const float* in, long rows, long inputs, const float* panel, long there, long outputs,
+                    const float* bias, float* out) {
+  const float* row[R];
+  for (int r = 0; r < R; ++r) row[r] = in + std::min<long>(r, rows - 1) * inputs;
+  Vector sums[R][2] = {};
+  for (long k = 0; k < inputs; ++k) {
+    const Vector left = load(panel + k * PANEL), right = load(panel + k * PANEL + LANES);
+    for (int r = 0; r < R; ++r) {
+      sums[r][0] += left * row[r][k];
+      sums[r][1] += right * row[r][k];
+    }
+  }
+  for (int r = 0; r < R && r < rows; ++r) {
+    float found[PANEL];
+    store(found, sums[r][0]);
+    store(found + LANES, sums[r][1]);
+    float* to = out + r * outputs;
+    for (long i = 0; i < there; ++i) {
+      const float value = found[i] + (bias ? bias[i] : 0.0f);
+      to[i] = ADD ? to[i] + value : value;
+    }
+  }
+}
 
 // out[r, n] (+)= in[r, :] . matrix[n, :] (+ bias[n])
 template <bool ADD>
 void multiply(const float* in, long rows, long inputs, const float* packed, long outputs, const float* bias,
               float* out) {
-  for (long n = 0; n < outputs; n += PANEL) {
-    const float* panel = packed + n * inputs;
-    const long there = std::min<long>(PANEL, outputs - n);
+  for (long n = 0; n < outputs; n += PANEL)
     for (long start = 0; start < rows; start += ROWS) {
-      const float* row[ROWS];
-      for (int r = 0; r < ROWS; ++r) row[r] = in + std::min(start + r, rows - 1) * inputs;
-      Vector sums[ROWS][2] = {};
-      for (long k = 0; k < inputs; ++k) {
-        const Vector left = load(panel + k * PANEL), right = load(panel + k * PANEL + LANES);
-        for (int r = 0; r < ROWS; ++r) {
-          sums[r][0] += left * row[r][k];
-          sums[r][1] += right * row[r][k];
-        }
-      }
-      for (int r = 0; r < ROWS && start + r < rows; ++r) {
-        float found[PANEL];
-        store(found, sums[r][0]);
-        store(found + LANES, sums[r][1]);
-        float* to = out + (start + r) * outputs + n;
-        for (long i = 0; i < there; ++i) {
-          const float value = found[i] + (bias ? bias[n + i] : 0.0f);
-          to[i] = ADD ? to[i] + value : value;
-        }
-      }
+      const long left = rows - start;
+      // The last rows are few when most sequences have ended: they do not pay for ROWS.
+      const auto some = left > ROWS / 2   ? multiply_panel<ADD, ROWS>
+                        : left > ROWS / 3 ? multiply_panel<ADD, ROWS / 2>
+                        : left > ROWS / 6 ? multiply_panel<ADD, ROWS / 3>
+                                          : multiply_panel<ADD, ROWS / 6>;
+      some(in + start * inputs, left, inputs, packed + n * inputs, std::min<long>(PANEL, outputs - n), outputs,
+           bias ? bias + n : nullptr, out + start * outputs + n);
     }
-  }
 }
 
 void normalise(const float* in, const float* weight, long width, float eps, float* out) {
@@ -70,16 +83,33 @@ void rotate(float* head, const float* cos, const float* sin) {
   }
 }
 
+// Where a head of a layer lies in the pages of a sequence.
+struct Head {
+  const long *pages, *places;  // numbers of the sequence's pages; where each page lies in memory
+  long keys, values;           // floats from the start of a page
+
+  const float* keys_at(long position) const { return page(position) + keys + position % PAGE; }
+  const float* values_at(long position) const { return page(position) + values + position % PAGE * D; }
+  float* page(long position) const { return reinterpret_cast<float*>(places[pages[position / PAGE]]); }
+};
+
 // The softmax of query . keys[first .. last] over `scale`, times the values.
-void attend(const float* query, const float* keys, const float* values, long first, long last, float* logits,
-            float* out) {
+void attend(const float* query, const Head& head, long first, long last, float* logits, float* out) {
   const float scale = 1 / std::sqrt(static_cast<float>(D));
-  const long left = first / STRETCH * STRETCH, right = last + 1;
+  const long left = first / LANES * LANES, right = last + 1;
   Vector largest = splat(-INFINITY);
   for (long s = left; s < right; s += STRETCH) {
+    const float *keys[BLOCKS], *values[BLOCKS];
+    for (int b = 0; b < BLOCKS; ++b) {
+      keys[b] = head.keys_at(std::min(s + b * LANES, last / LANES * LANES));
+      values[b] = head.values_at(std::min(s + b * LANES, last / LANES * LANES));
+    }
     Vector sums[BLOCKS] = {};
     for (int d = 0; d < D; ++d)
-      for (int b = 0; b < BLOCKS; ++b) sums[b] += load(keys + s * D + d * STRETCH + b * LANES) * query[d];
+      for (int b = 0; b < BLOCKS; ++b) {
+        __builtin_prefetch(values[b] + d * LANES);
+        sums[b] += load(keys[b] + d * PAGE) * query[d];
+      }
     for (int b = 0; b < BLOCKS; ++b) {
       const IntVector lanes = lanes_from(static_cast<int>(s) + b * LANES);
       const Vector seen = ((lanes >= static_cast<int>(first)) & (lanes <= static_cast<int>(last))) ? sums[b] * scale
@@ -98,14 +128,19 @@ void attend(const float* query, const float* keys, const float* values, long fir
     total += weight;
   }
   Vector even[PARTS] = {}, odd[PARTS] = {};  // two sums: one would wait for itself
-  long s = first;
-  for (; s + 1 < right; s += 2)
-    for (int p = 0; p < PARTS; ++p) {
-      even[p] += load(values + s * D + p * LANES) * logits[s];
-      odd[p] += load(values + (s + 1) * D + p * LANES) * logits[s + 1];
+  for (long s = first; s < right;) {
+    const float* values = head.values_at(s);
+    const long end = std::min(right, s / PAGE * PAGE + PAGE);
+    for (; s + 1 < end; s += 2, values += 2 * D)
+      for (int p = 0; p < PARTS; ++p) {
+        even[p] += load(values + p * LANES) * logits[s];
+        odd[p] += load(values + D + p * LANES) * logits[s + 1];
+      }
+    if (s < end) {
+      for (int p = 0; p < PARTS; ++p) even[p] += load(values + p * LANES) * logits[s];
+      ++s;
     }
-  if (s < right)
-    for (int p = 0; p < PARTS; ++p) even[p] += load(values + s * D + p * LANES) * logits[s];
+  }
   const float inverse = 1 / total_of(total);
   for (int p = 0; p < PARTS; ++p) store(out + p * LANES, (even[p] + odd[p]) * inverse);
 }
@@ -122,13 +157,13 @@ void gated(const float* gate_up, long width, float* out) {
 
 struct Layer {
   const float *attention_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *out, *out_bias, *mlp_norm, *gate_up, *down;
-  float *keys, *values;
 };
 
 struct Model {
   const Layer* layers;
   const long* windows;  // tokens that each layer sees, the last one included
-  long num_layers, width, heads, mlp, words, capacity;
+  long num_layers, width, heads, mlp, words, columns;
+  const long *table, *places;  // [sequences, columns], numbers of pages; where each page lies in memory
   const float *cos, *sin;  // [positions, D]
   const float *norm, *head;
   float eps;
@@ -136,22 +171,25 @@ struct Model {
 
 struct Rows {  // those of a sequence stand together, in their order
   float* x;                // [rows, width], the embeddings
-  const long *slots, *positions;
+  const long *sequences, *positions;
   const long* wanted;  // row of the logits, negative for none
 };
 
 void through(const Model& model, const Rows& all, long begin, long end, float* logits) {
   const long rows = end - begin, width = model.width, inner = model.heads * D;
   float* x = all.x + begin * width;
-  const long *slots = all.slots + begin, *positions = all.positions + begin, *wanted = all.wanted + begin;
+  const long *sequences = all.sequences + begin, *positions = all.positions + begin, *wanted = all.wanted + begin;
   std::vector<float> normal(rows * width), qkv(rows * 3 * inner), mixed(rows * inner), gate_up(rows * 2 * model.mlp);
-  std::vector<float> active(rows * model.mlp), scores(model.capacity);
+  std::vector<float> active(rows * model.mlp), scores(model.columns * PAGE + STRETCH);
   for (long at = 0; at < model.num_layers; ++at) {
     const Layer& layer = model.layers[at];
     for (long r = 0; r < rows; ++r)
       normalise(x + r * width, layer.attention_norm, width, model.eps, &normal[r * width]);
     multiply<false>(normal.data(), rows, width, layer.qkv, 3 * inner, layer.qkv_bias, qkv.data());
-    auto place = [&](long r, long h) { return (slots[r] * model.heads + h) * model.capacity * D; };
+    auto head_of = [&](long r, long h) {
+      const long keys = (at * 2 * model.heads + h) * D * PAGE;
+      return Head{model.table + sequences[r] * model.columns, model.places, keys, keys + inner * PAGE};
+    };
     for (long r = 0; r < rows; ++r) {
       const long here = positions[r];
       const float *cos = model.cos + here * D, *sin = model.sin + here * D;
@@ -162,16 +200,16 @@ void through(const Model& model, const Rows& all, long begin, long end, float* l
         normalise(key, layer.k_norm, D, model.eps, key);
         rotate(query, cos, sin);
         rotate(key, cos, sin);
-        float* block = layer.keys + place(r, h) + here / STRETCH * STRETCH * D + here % STRETCH;
-        for (int d = 0; d < D; ++d) block[d * STRETCH] = key[d];
-        std::memcpy(layer.values + place(r, h) + here * D, value, D * sizeof(float));
+        const Head head = head_of(r, h);
+        float* page = head.page(here);
+        for (int d = 0; d < D; ++d) page[head.keys + d * PAGE + here % PAGE] = key[d];
+        std::memcpy(page + head.values + here % PAGE * D, value, D * sizeof(float));
       }
     }
     for (long r = 0; r < rows; ++r)
       for (long h = 0; h < model.heads; ++h)
-        attend(&qkv[r * 3 * inner + h * D], layer.keys + place(r, h), layer.values + place(r, h),
-               std::max(0L, positions[r] + 1 - model.windows[at]), positions[r], scores.data(),
-               &mixed[r * inner + h * D]);
+        attend(&qkv[r * 3 * inner + h * D], head_of(r, h), std::max(0L, positions[r] + 1 - model.windows[at]),
+               positions[r], scores.data(), &mixed[r * inner + h * D]);
     multiply<true>(mixed.data(), rows, inner, layer.out, width, layer.out_bias, x);
     for (long r = 0; r < rows; ++r) normalise(x + r * width, layer.mlp_norm, width, model.eps, &normal[r * width]);
     multiply<false>(normal.data(), rows, width, layer.gate_up, 2 * model.mlp, nullptr, gate_up.data());
@@ -202,17 +240,18 @@ void pack(const float* matrix, long outputs, long inputs, float* packed) {
       packed[n / PANEL * PANEL * inputs + k * PANEL + n % PANEL] = n < outputs ? matrix[n * inputs + k] : 0.0f;
 }
 
-// Positions that the cache has room for are a multiple of this.
-long stretch() { return STRETCH; }
+// Positions that a page holds.
+long page_size() { return PAGE; }
 
-// layers: twelve pointers each, in the order of Layer. sizes: layers, width, heads, mlp, words, capacity.
+// layers: ten pointers each, in the order of Layer. sizes: layers, width, heads, mlp, words, columns of the table.
 // x is overwritten. Rows bounds[i] to bounds[i + 1] are computed together and hold whole sequences.
 void decode(const void* layers, const long* windows, const long* sizes, const float* cos, const float* sin,
-            const float* norm, const float* head, float eps, float* x, const long* slots, const long* positions,
-            const long* wanted, const long* bounds, long parts, int threads, float* logits) {
-  const Model model{static_cast<const Layer*>(layers), windows, sizes[0], sizes[1], sizes[2], sizes[3],
-                    sizes[4], sizes[5], cos, sin, norm, head, eps};
-  const Rows rows{x, slots, positions, wanted};
+            const float* norm, const float* head, float eps, const long* table, const long* places, float* x,
+            const long* sequences, const long* positions, const long* wanted, const long* bounds, long parts,
+            int threads, float* logits) {
+  const Model model{static_cast<const Layer*>(layers), windows, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
+                    sizes[5], table, places, cos, sin, norm, head, eps};
+  const Rows rows{x, sequences, positions, wanted};
   // Rows are computed each for itself, so a result does not depend on parts and threads.
   auto some = [&](long worker) {
     for (long part = worker; part < parts; part += threads)

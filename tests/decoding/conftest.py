@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from peft_study.decoding import engine
+from peft_study.decoding import compiled
 from peft_study.errors import KernelError
 
 
@@ -18,5 +18,5 @@ def decoder_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     def missing(*_: Any, **__: Any) -> None:
         raise KernelError("no compiler here")
 
-    monkeypatch.setattr(engine, "library", missing)
+    monkeypatch.setattr(compiled, "library", missing)
     return request.param

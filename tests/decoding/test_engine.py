@@ -9,8 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import Qwen3ForCausalLM
 
-from peft_study.decoding import engine
-from peft_study.decoding.engine import CompiledDecoder, Decoder, generate, make_decoder
+from peft_study.decoding import decoder as decoder_module
+from peft_study.decoding.compiled import CompiledDecoder
+from peft_study.decoding.decoder import Decoder
+from peft_study.decoding.engine import generate, make_decoder
 from peft_study.errors import KernelError
 from peft_study.igsm.families import NANO
 from peft_study.igsm.tokenizer import word_ids
@@ -93,7 +95,7 @@ def test_length_limit_counts_prompt_and_output(model: Qwen3ForCausalLM) -> None:
 def test_a_cache_that_grows_changes_nothing(model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prompts([4, 9, 6])
     whole = generate(model, asked, end_id=-1, max_length=LIMIT)
-    monkeypatch.setattr(engine, "_ROOM", 3)
+    monkeypatch.setattr(decoder_module, "_ROOM", 3)
     assert generate(model, asked, end_id=-1, max_length=LIMIT) == whole
 
 
