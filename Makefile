@@ -37,7 +37,7 @@ plan: $(STAMP)  ## print every cell of a sweep, its tokens and the expected minu
 report: $(STAMP)  ## write the HTML and Markdown report of a sweep (SWEEP=quick)
 	@$(RUN) report $(SWEEP)
 
-publish: $(STAMP)  ## copy a sweep's table to results/ (SWEEP=quick)
+publish: $(STAMP)  ## copy a sweep's table, report and figures to results/ (SWEEP=quick)
 	@$(RUN) publish $(SWEEP)
 
 ui: $(STAMP)  ## open MLflow on 127.0.0.1 on the runs of this folder

@@ -104,9 +104,15 @@ def write_report(sweep: str, runs: Path) -> Path:
 
 
 def publish(sweep: str, runs: Path, results_dir: Path) -> Path:
-    """Copy the tidy table of `sweep` to the published results and return where it is."""
+    """Copy the tidy table of `sweep` to the published results, report and figures beside it; return where it is."""
     source = results_path(sweep, runs)
     read_results(source)
+    report = write_report(sweep, runs).with_suffix(".md")
+    text = report.read_text()
+    for figure in sorted(report.parent.glob("*.png")):
+        write_if_changed(results_dir / f"{sweep}-{figure.name}", figure.read_bytes())
+        text = text.replace(f"]({figure.name})", f"]({sweep}-{figure.name})")
+    write_if_changed(results_dir / f"{sweep}.md", text.encode())
     target = results_dir / f"{sweep}.csv"
     write_if_changed(target, source.read_bytes())
     return target

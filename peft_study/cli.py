@@ -309,7 +309,7 @@ def publish(
     runs: RunsOption = RUNS,
     results: Annotated[Path, typer.Option(help="Folder of the published tables.")] = Path("results"),
 ) -> None:
-    """Copy a sweep's table to the published results, where other sweeps and the README read it."""
+    """Copy a sweep's table, report and figures to the published results, which other sweeps and the README read."""
     from analysis.report import publish as publish_table
 
     results.mkdir(parents=True, exist_ok=True)

@@ -123,15 +123,18 @@ def test_report_is_whole_and_the_same_each_time(runs: Path, sweep: SweepRecord) 
         assert text in markdown
 
 
-def test_publish_copies_the_table(runs: Path, sweep: SweepRecord, tmp_path: Path) -> None:
+def test_publish_copies_table_report_and_figures(runs: Path, sweep: SweepRecord, tmp_path: Path) -> None:
     export_sweep(sweep.name, runs)
     target = publish(sweep.name, runs, tmp_path)
     assert target == tmp_path / "made-up.csv"
     assert target.read_bytes() == (runs / sweep.name / "results.csv").read_bytes()
     read_results(target)
+    figure = tmp_path / "made-up-headline.png"
+    assert figure.read_bytes() == (runs / sweep.name / "headline.png").read_bytes()
+    assert f"]({figure.name})" in (tmp_path / "made-up.md").read_text()
     with pytest.raises(DataError, match="no such table"):
         publish("slow", runs, tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["made-up.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["made-up-headline.png", "made-up.csv", "made-up.md"]
 
 
 def test_published_rows_are_the_papers() -> None:
