@@ -148,11 +148,14 @@ def _turn(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x_BTHE * cos + torch.cat((-x_BTHE[..., half:], x_BTHE[..., :half]), dim=-1) * sin
 
 
-def _attend(q_BTHE: Tensor, k_BTHE: Tensor, v_BTHE: Tensor, seen: Tensor, attention: Attention) -> Tensor:
-    """Return [B, T, H, E]; `seen` is the first position seen [B, T] for the kernel, else a mask [B, 1, T, T]."""
+def attend(q_BTHE: Tensor, k_BTHE: Tensor, v_BTHE: Tensor, seen: Tensor, attention: Attention) -> Tensor:
+    """Return [B, T, H, E]; `seen` is the first position seen [B, T] for the kernel, else a mask [B, 1, T, T].
+
+    The kernel computes in fp32 whatever it is given.
+    """
     q, k, v = q_BTHE.transpose(1, 2), k_BTHE.transpose(1, 2), v_BTHE.transpose(1, 2)
     if attention == "varlen":
-        return varlen_attention(q, k, v, seen, q.shape[-1] ** -0.5)
+        return varlen_attention(q.float(), k.float(), v.float(), seen, q.shape[-1] ** -0.5).to(v.dtype)
     if attention == "sdpa":
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
     logits = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + seen
@@ -181,7 +184,7 @@ def backbone(
         q, k, v = layer.qkv(y, training=training).view(shape).unbind(2)
         q = _turn(functional.rms_norm(q, q.shape[-1:], layer.q_norm, eps), *turns)
         k = _turn(functional.rms_norm(k, k.shape[-1:], layer.k_norm, eps), *turns)
-        x = x + layer.out(_attend(q, k, v, seen[layer.window], attention).flatten(2), training=training)
+        x = x + layer.out(attend(q, k, v, seen[layer.window], attention).flatten(2), training=training)
         y = functional.rms_norm(x, x.shape[-1:], layer.mlp_norm, eps)
         gate, up = layer.gate_up(y, training=training).chunk(2, dim=-1)
         x = x + layer.down(functional.silu(gate) * up, training=training)

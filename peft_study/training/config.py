@@ -32,8 +32,8 @@ class TrainingConfig(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What the model computes in; trained values are kept in fp32. `auto`: bf16 where it is measured to be faster."""
     attention: Literal["auto", "varlen", "sdpa", "eager"] = "auto"
-    """`varlen`: our kernel for packed documents, fp32 on a CPU, needs a C++ compiler; `sdpa` and `eager` are those of
-    transformers. `auto`: the fastest of them here (LOG.md)."""
+    """`varlen`: our kernel for packed documents, on a CPU, needs a C++ compiler; `sdpa` and `eager` are those of
+    transformers. `auto`: the one that is measured to be the fastest here; on a GPU `sdpa`."""
     compile: bool = False
     """Compile the layers with torch.compile: pays in long runs; needs a C++ compiler."""
     points: int = Field(default=12, ge=1)

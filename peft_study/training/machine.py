@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from peft_study.errors import KernelError
 from peft_study.models.attention import require_kernel
+from peft_study.models.fused import Attention, attend, seen_by
 from peft_study.training.config import TrainingConfig
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -70,17 +72,39 @@ def _choose_precision() -> dict[str, Any]:
     return {"precision": "bf16" if speedup > 1 else "fp32", "bf16_speedup": round(speedup, 2)}
 
 
+def attention_seconds(
+    attentions: Sequence[Attention], dtype: torch.dtype, head_width: int, *, rounds: int = 8
+) -> dict[str, float]:
+    """Return what each way to compute attention takes on this CPU, forward and backward, the best of `rounds`.
+
+    For 4 windows of 256 tokens, 4 heads, documents of 96 tokens.
+    """
+    at_T = torch.arange(256)
+    first = {0: (at_T // 96 * 96).expand(4, -1).contiguous()}
+    inputs = [torch.randn(4, 256, 4, head_width, dtype=dtype, requires_grad=True) for _ in range(3)]
+    best: dict[str, float] = {}
+    for _ in range(rounds):
+        for attention in attentions:
+            seen = seen_by(first, attention, dtype)[0]
+            started = time.perf_counter()
+            attend(*inputs, seen, attention).sum().backward()
+            best[attention] = min(best.get(attention, float("inf")), time.perf_counter() - started)
+    return best
+
+
 def _choose_attention(precision: str, head_width: int) -> dict[str, Any]:
     if torch.cuda.is_available():
         return {"attention": "sdpa"}
-    if precision == "bf16":
-        # SDPA's backward in bf16 is slow on a CPU.
-        return {"attention": "eager"}
+    choice: dict[str, Any] = {}
+    attentions: list[Attention] = ["sdpa", "eager"]
     try:
         require_kernel(head_width)
+        attentions.append("varlen")
     except KernelError as error:
-        return {"attention": "sdpa", "why_not_varlen": str(error)}
-    return {"attention": "varlen"}
+        choice["why_not_varlen"] = str(error)
+    seconds = attention_seconds(attentions, torch.bfloat16 if precision == "bf16" else torch.float32, head_width)
+    milliseconds = {attention: round(1e3 * value, 2) for attention, value in seconds.items()}
+    return choice | {"attention": min(seconds, key=seconds.__getitem__), "attention_ms": milliseconds}
 
 
 def settled(config: TrainingConfig, folder: Path, head_width: int) -> TrainingConfig:

@@ -116,10 +116,9 @@ def train(
     accelerator = Accelerator()
     device, share = accelerator.device, accelerator.process_index
     half = config.precision == "bf16"
-    if attention == "varlen" and (half or device.type != "cpu"):
+    if attention == "varlen" and device.type != "cpu":
         raise ConfigError(
-            f"training.attention: varlen computes in fp32 on a CPU, but this is {config.precision} on {device.type}; "
-            "set training.attention to auto"
+            f"training.attention: varlen computes on a CPU, but this is {device.type}; set training.attention to auto"
         )
     measured = skill.model_copy(update={"problem_weight": 0.0})
     learner.to(device)

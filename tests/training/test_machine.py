@@ -42,15 +42,30 @@ def test_what_is_asked_for_is_taken(tmp_path: Path, precision: str, attention: s
 
 
 @pytest.mark.usefixtures("kernel")
-@pytest.mark.parametrize(("precision", "attention"), [("fp32", "varlen"), ("bf16", "eager")])
-def test_attention_goes_with_the_precision(tmp_path: Path, precision: str, attention: str) -> None:
-    config = TrainingConfig.model_validate({"precision": precision})
-    assert machine.settled(config, tmp_path, 32) == config.model_copy(update={"attention": attention})
+@pytest.mark.parametrize("fastest", ["sdpa", "eager", "varlen"])
+def test_the_fastest_attention_is_taken_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fastest: str) -> None:
+    seconds = {"sdpa": 0.2, "eager": 0.3, "varlen": 0.4, fastest: 0.1}
+    monkeypatch.setattr(machine, "attention_seconds", lambda *_: seconds)
+    config = TrainingConfig(precision="bf16")
+    assert machine.settled(config, tmp_path, 32) == config.model_copy(update={"attention": fastest})
+    assert json.loads((tmp_path / "kernels.json").read_text())["attention_ms"][fastest] == 100
+    monkeypatch.setattr(machine, "attention_seconds", lambda *_: pytest.fail("measured again"))
+    assert machine.settled(config, tmp_path, 32).attention == fastest
 
 
 def test_without_the_kernel_attention_is_dense_and_the_reason_kept(tmp_path: Path) -> None:
-    assert machine.settled(TrainingConfig(precision="fp32"), tmp_path, 20).attention == "sdpa"
-    assert "multiple of 16" in json.loads((tmp_path / "kernels.json").read_text())["why_not_varlen"]
+    assert machine.settled(TrainingConfig(precision="fp32"), tmp_path, 20).attention in ("sdpa", "eager")
+    kept = json.loads((tmp_path / "kernels.json").read_text())
+    assert "multiple of 16" in kept["why_not_varlen"]
+    assert set(kept["attention_ms"]) == {"sdpa", "eager"}
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_attention_is_timed_forward_and_backward(dtype: torch.dtype) -> None:
+    seconds = machine.attention_seconds(["sdpa", "eager", "varlen"], dtype, 32, rounds=2)
+    assert set(seconds) == {"sdpa", "eager", "varlen"}
+    assert all(1e-5 < value < 10 for value in seconds.values())
 
 
 def test_bf16_speedup_is_a_ratio() -> None:
