@@ -81,13 +81,13 @@ def attention_seconds(
     """
     at_T = torch.arange(256)
     first = {0: (at_T // 96 * 96).expand(4, -1).contiguous()}
-    inputs = [torch.randn(4, 256, 4, head_width, dtype=dtype, requires_grad=True) for _ in range(3)]
+    q, k, v = (torch.randn(4, 256, 4, head_width, dtype=dtype, requires_grad=True) for _ in range(3))
     best: dict[str, float] = {}
     for _ in range(rounds):
         for attention in attentions:
             seen = seen_by(first, attention, dtype)[0]
             started = time.perf_counter()
-            attend(*inputs, seen, attention).sum().backward()
+            attend(q, k, v, seen, attention).sum().backward()
             best[attention] = min(best.get(attention, float("inf")), time.perf_counter() - started)
     return best
 

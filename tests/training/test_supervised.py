@@ -205,9 +205,8 @@ def test_the_kernel_trains_as_dense_attention_does(
     losses = {}
     for attention in ("varlen", "sdpa"):
         learner = make_learner(method)
-        summary = run(
-            learner, tmp_path / attention, skill=skill, attention=attention, **options | {"precision": precision}
-        )
+        chosen: dict[str, Any] = options | {"precision": precision, "attention": attention}
+        summary = run(learner, tmp_path / attention, skill=skill, **chosen)
         assert summary.attention == attention
         losses[attention] = summary.losses
     assert losses["varlen"] == pytest.approx(losses["sdpa"], rel=near)
