@@ -129,15 +129,17 @@ def score_points(
     """Return P(wrong) at each point: by the verdict outputs, or with `free_id` the probability of that token."""
     device = next(learner.parameters()).device
     scores = np.empty(len(points.label_P), np.float32)
-    order = sorted(range(len(points.sequences)), key=lambda i: len(points.sequences[i]))
+    # What comes after the last point of a sequence changes nothing.
+    lengths = np.zeros(len(points.sequences), np.int64)
+    np.maximum.at(lengths, points.sequence_P, points.position_P + 1)
+    order = sorted(np.flatnonzero(lengths).tolist(), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        longest = max(len(points.sequences[i]) for i in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        where = torch.zeros(len(batch), longest, dtype=torch.bool)
+        ids = torch.zeros(len(batch), int(lengths[batch].max()), dtype=torch.long)
+        where = torch.zeros_like(ids, dtype=torch.bool)
         found: list[int] = []
         for row, i in enumerate(batch):
-            ids[row, : len(points.sequences[i])] = torch.tensor(points.sequences[i])
+            ids[row, : lengths[i]] = torch.tensor(points.sequences[i][: lengths[i]])
             mine = np.flatnonzero(points.sequence_P == i)
             where[row, points.position_P[mine]] = True
             found += mine.tolist()
