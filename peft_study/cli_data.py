@@ -144,7 +144,7 @@ def show(
     n: Annotated[int, typer.Option("-n", min=1, help="How many problems.")] = 3,
     family: FamilyOption = "nano",
     op: OpOption = 4,
-    retry_rate: RateOption = 0.2,
+    retry_rate: RateOption = 0.5,
     order: OrderOption = "pq",
     split: SplitOption = "train",
     seed: SeedOption = 0,

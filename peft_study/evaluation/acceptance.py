@@ -22,8 +22,8 @@ from peft_study.igsm.tokenizer import word_ids
 from peft_study.igsm.verify import Verdict
 from peft_study.stats import paired_difference, wilson
 
-CHOICES = (Verdict.NOT_COMPUTABLE.value, Verdict.REPEATED.value, Verdict.UNNECESSARY.value)
-"""Departures that are wrong choices of what to compute. A parameter defined twice cannot be computed *next* either."""
+CHOICES = (Verdict.NOT_COMPUTABLE.value, Verdict.UNNECESSARY.value)
+"""Departures that the rule counts as wrong choices of what to compute."""
 
 
 def _regret(model: Qwen3ForCausalLM, documents: Sequence[Document], batch_size: int = 128) -> list[Attempt]:

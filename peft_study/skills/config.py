@@ -19,7 +19,7 @@ class DataConfig(BaseModel):
     """`pq`: problem, then question; `qp`: question, then problem."""
     kind: MistakeKind = "retry"
     """Kind of the mistakes (igsm/mistakes.py)."""
-    retry_rate: float = Field(default=0.2, ge=0, lt=1)
+    retry_rate: float = Field(default=0.5, ge=0, lt=1)
     """Probability of a mistake before each solution sentence, geometric; 0 is the control: clean data."""
 
 

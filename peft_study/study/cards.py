@@ -18,14 +18,46 @@ def _continued_lines(record: dict[str, Any]) -> list[str]:
         share = config["op_ratio_share"]
         later = f" for {100 * share:g} % of the tokens, then {_law(own)}" if share < 1 else ""
         lines.append(f"| law of op | {_law(config['op_ratio']) + later if share else _law(own)} |")
-    before = record.get("continued_from")
-    while before:
-        lines.append(
-            f"| continued from | a base of {before['training']['tokens']:,} tokens: `{before['command']}`, "
-            f"commit {before['provenance']['commit']} |"
-        )
-        before = before.get("continued_from")
+    lines += [
+        f"| continued from | a part of {part['training']['tokens']:,} tokens: `{part['command']}`, "
+        f"commit {part['provenance']['commit']} |"
+        for part in _parts(record)[1:]
+    ]
     return lines
+
+
+def _parts(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts that pretraining went on in, the last one first."""
+    before = record.get("continued_from")
+    return [record, *(_parts(before) if before else [])]
+
+
+def _how_long(record: dict[str, Any]) -> list[str]:
+    """Return the rows of tokens and time."""
+    training, parts = record["training"], _parts(record)
+    lines = [
+        f"| tokens read | {training['tokens']:,} ({training['tokens_with_loss']:,} with loss), "
+        f"windows of {record['family']['max_tokens']} |",
+        f"| time | {training['seconds'] / 60:.0f} minutes on {record['provenance']['device']}, "
+        f"{record['provenance']['threads']} thread(s), {training['precision']}, {training['attention']} attention |",
+    ]
+    if len(parts) > 1:
+        tokens, seconds = (sum(part["training"][key] for part in parts) for key in ("tokens", "seconds"))
+        lines = [line.replace(" |", ", last part |", 1) for line in lines]
+        lines.append(f"| in all {len(parts)} parts | {tokens:,} tokens, {seconds / 3600:.1f} hours |")
+    return lines
+
+
+def _where_start_is(record: dict[str, Any]) -> list[str]:
+    """Return what the command needs beside itself."""
+    num_parts = len(_parts(record))
+    if num_parts == 1:
+        return []
+    return [
+        f"This is the last of {num_parts} parts, which are in the table, the first one last; each goes on from the "
+        "base that the one before left in `checkpoints/`, moved to the folder that `start` names.",
+        "",
+    ]
 
 
 def base_card(record: dict[str, Any]) -> str:
@@ -52,15 +84,13 @@ def base_card(record: dict[str, Any]) -> str:
         "",
         f"    {record['command']}",
         "",
+        *_where_start_is(record),
         "| setting | value |",
         "|---|---|",
         f"| shape | Qwen3, {shape['layers']} layers, width {shape['width']}, {shape['heads']} heads, "
         f"MLP {shape['mlp_width']}, untied; {training['trainable_params']:,} parameters |",
         *_continued_lines(record),
-        f"| tokens read | {training['tokens']:,} ({training['tokens_with_loss']:,} with loss), "
-        f"windows of {family['max_tokens']} |",
-        f"| time | {training['seconds'] / 60:.0f} minutes on {record['provenance']['device']}, "
-        f"{record['provenance']['threads']} thread(s), {training['precision']}, {training['attention']} attention |",
+        *_how_long(record),
         f"| optimiser | {config['training']['optimizer']}, peak rates {config['training']['muon_lr']} (matrices) "
         f"and {config['training']['lr']} (rest), {config['training']['batch_windows']} windows a step |",
         "",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from peft_study.errors import StoreError
 from peft_study.igsm.families import family_named
 from peft_study.records import Status
 from peft_study.rng import derive_seed
@@ -60,6 +61,12 @@ class Ledger:
             load_if_exists=True,
             pruner=pruners.get(pruner, optuna.pruners.NopPruner)(),
         )
+        if any("trial" not in frozen.user_attrs for frozen in self.study.get_trials(deepcopy=False)):
+            self.close()
+            raise StoreError(
+                f"the study {name} in {database} has trials that no sweep of peft_study made; move {database} away, "
+                "or choose another folder with --runs"
+            )
         self.space = space or {}
         self.states = optuna.trial.TrialState
         self.ids = {trial: frozen._trial_id for trial, frozen in self.newest().items()}

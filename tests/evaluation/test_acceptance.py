@@ -39,6 +39,7 @@ def test_a_base_that_just_meets_everything() -> None:
         ({"accuracy": {HEADLINE: [0.39, 0.3, 0.5]}}, "accuracy_headline"),
         ({"accuracy": {HEADLINE: [0.86, 0.8, 0.9]}}, "accuracy_headline"),
         ({"departures": {"right": 0, "not computable": 24, "lookup": 76}}, "wrong_choices"),
+        ({"departures": {"right": 0, "not computable": 20, "repeated": 20, "lookup": 60}}, "wrong_choices"),
         ({"perfect_detector_gain": [0.049, 0.02, 0.08]}, "perfect_detector"),
         ({"perfect_detector_gain": [0.06, 0.0, 0.12]}, "perfect_detector"),  # the interval must not touch 0
     ],

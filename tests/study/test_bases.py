@@ -108,7 +108,10 @@ def test_a_base_can_be_continued_with_another_law_and_says_so(tiny: Architecture
     assert "curve" not in record["continued_from"]
     card = (folder / "README.md").read_text()
     assert f"peft-study pretrain start={first} op_ratio=0.4 training.tokens=2048 " in card
-    assert f"continued from | a base of 2,048 tokens: `{record['continued_from']['command']}`, commit" in card
+    assert "| in all 2 parts | 4,096 tokens, 0.0 hours |" in card
+    assert "This is the last of 2 parts" in card
+    assert "last part" not in (first / "README.md").read_text()
+    assert f"continued from | a part of 2,048 tokens: `{record['continued_from']['command']}`, commit" in card
     assert "| law of op | falling by 0.4 for 20 % of the tokens, then uniform |" in card
     assert (_legs(first), _legs(folder)) == (1, 2)  # each reads documents of its own
     with pytest.raises(CheckpointError, match="of base error-free, but retry is asked for"):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import optuna
 import pytest
 from rich.console import Console
 
@@ -302,6 +303,16 @@ class Report(NamedTuple):
     total: int = 100
     loss: float = 1.25
     phase: str = "train"
+
+
+def test_a_study_of_somebody_else_by_the_same_name_is_left_alone(plan: Plan, runs: Path, fake: Any) -> None:
+    study = optuna.create_study(storage=f"sqlite:///{runs / 'optuna.db'}", study_name=plan.sweep.name)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    trial = fake.FakeTrial()
+    with pytest.raises(StoreError, match=r"the study made_up in .*optuna.db has trials that no sweep .*; move .* away"):
+        sweep(plan, runs, trial)
+    assert trial.ran == []
+    assert len(study.get_trials()) == 2
 
 
 def test_progress_is_plain_and_rare_without_a_terminal() -> None:
