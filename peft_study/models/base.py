@@ -162,12 +162,16 @@ def load_model(folder: Path, *, remedy: str = "give the folder of a saved checkp
 
 
 def load_base(config: BaseConfig, family: str) -> Qwen3ForCausalLM:
-    """Return the base of `config`; the error of a missing one says how to make it."""
+    """Return the base of `config`; the error of a missing or damaged one says what to do."""
+    folder = base_folder(config, family)
     remedy = f"make it with `make pretrain FAMILY={family} BASE={config.name} SEED={config.seed}`, or set base.path"
-    model = load_model(base_folder(config, family), remedy=remedy)
+    if config.path:
+        remedy = "set base.path to the folder of a whole base"
+    elif folder.exists():
+        remedy = f"restore {folder} (from git, where it came with the repository), or move it away and {remedy}"
+    model = load_model(folder, remedy=remedy)
     words, rows = len(word_ids(family_named(family))), model.config.vocab_size
     if rows != words:
-        folder = base_folder(config, family)
         raise CheckpointError(
             f"family {family} has {words} words, but the checkpoint in {folder} knows {rows}; {remedy}"
         )

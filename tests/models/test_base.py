@@ -143,10 +143,21 @@ def test_damaged_checkpoint_is_one_line_with_the_remedy(copied: Path, damage: st
     assert str(raised.value).endswith("do this")
 
 
-def test_missing_base_says_how_to_make_it(tmp_path: Path) -> None:
-    config = BaseConfig(name="retry", seed=3, path=str(tmp_path / "none"))
-    with pytest.raises(CheckpointError, match="make pretrain FAMILY=nano BASE=retry SEED=3"):
-        load_base(config, "nano")
+def test_a_missing_or_damaged_base_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, copied: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"missing\); make it with `make pretrain FAMILY=nano BASE=retry SEED=3`"):
+        load_base(BaseConfig(name="retry", seed=3), "nano")
+    with pytest.raises(CheckpointError, match=r"missing\); set base.path to the folder of a whole base"):
+        load_base(BaseConfig(name="retry", path="none"), "nano")
+    shipped = Path("checkpoints/nano-retry-seed3")
+    shutil.copytree(copied, shipped)
+    _cut(shipped / "model.safetensors", 0.5)
+    with pytest.raises(
+        CheckpointError, match=f"; restore {shipped} .*, or move it away and make it with `make pretrain"
+    ):
+        load_base(BaseConfig(name="retry", seed=3), "nano")
 
 
 def test_base_of_another_vocabulary_is_refused(tiny: Architecture, tmp_path: Path) -> None:
