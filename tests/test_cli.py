@@ -175,7 +175,7 @@ def test_plan_of_a_sweep_without_tuned_rates_is_printed_with_the_alarm(made_up: 
 
 FAULTS = {
     "unknown key": (["sweep", "smoke", "method.rnk=2"], "nearest known key is 'method.rank'"),
-    "unknown sweep": (["sweep", "smok"], "there are base, "),
+    "unknown sweep": (["sweep", "smok"], "; the nearest is smoke"),
     "no sweep": (["sweep", "base"], "has no arms"),
     "impossible value": (["finetune", "method.name=lora"], "method.rank must be at least 1"),
     "unknown family": (["data", "show", "--family", "nan"], "family must be one of nano"),

@@ -21,6 +21,9 @@ CAPTION = (
     "best, which the other sweeps use; `edge!` is an alarm, the best rate lies on the edge of its grid."
 )
 
+_TOGETHER = 0.05
+"""Distance in the metric within which two marks would be printed over each other."""
+
 
 class Rate(NamedTuple):
     """A learning rate and what it reached."""
@@ -136,9 +139,14 @@ def _draw_panel(axes: Axes, curves: Sequence[Tuned]) -> None:
         axes.errorbar(lrs, values, yerr=(below, above), color=colour, marker="o", markersize=4, elinewidth=1)
         best = [tuned.best.lr], [tuned.best.interval.value]
         axes.plot(*best, marker="o", markersize=10, markerfacecolor="none", markeredgecolor=INK, zorder=4)
-        if tuned.on_edge:
+    said: list[tuple[float, float]] = []
+    for tuned in sorted(curves, key=lambda tuned: -tuned.best.interval.value):
+        lr, value = tuned.best.lr, tuned.best.interval.value
+        # Two bests that lie together share the word.
+        if tuned.on_edge and all(lr != other or abs(value - at) > _TOGETHER for other, at in said):
+            said.append((lr, value))
             place = {"xytext": (0, 12), "textcoords": "offset points", "ha": "center"}
-            axes.annotate("edge!", (best[0][0], best[1][0]), **place, color=INK, fontsize=8.5, fontweight="bold")
+            axes.annotate("edge!", (lr, value), **place, color=INK, fontsize=8.5, fontweight="bold")
     tried = sorted({rate.lr for tuned in curves for rate in tuned.rates})
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(tried, [_short(lr) for lr in tried], fontsize=8)

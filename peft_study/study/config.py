@@ -116,8 +116,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(f"no such file: {path}; there are {', '.join(near) or 'no YAML files there'}") from None
+        there = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.stem, there, n=1)
+        nearest = f"; the nearest is {near[0]}" if near else ""
+        raise ConfigError(
+            f"no such file: {path}; there are {', '.join(there) or 'no YAML files there'}{nearest}"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(tree, dict):
