@@ -37,7 +37,7 @@ def all_rates(tmp_path_factory: pytest.TempPathFactory) -> TunedRates:
 
 
 def test_there_are_sweeps() -> None:
-    assert {"smoke", "quick", "lr", "lora_rank"} <= set(NAMES)
+    assert {"smoke", "quick", "lr", "lr_targets", "lora_rank"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,14 +85,16 @@ def test_smoke_needs_no_tuned_rates(tmp_path: Path) -> None:
 
 
 def test_rates_are_tuned_on_validation_problems_and_read_by_the_others(all_rates: TunedRates) -> None:
-    tuning = build_plan(read_sweep("lr")).trials
-    assert {planned.config.evaluation.split for planned in tuning} == {"validation"}
-    tuned = {(p.config.skill.name, p.config.method.name, p.config.method.targets) for p in tuning}
-    for planned in build_plan(read_sweep("quick"), all_rates).trials:
-        config = planned.config
-        assert config.evaluation.split == "test"
-        if config.training.lr is not None:
-            assert (config.skill.name, config.method.name, config.method.targets) in tuned
+    tuned: set[tuple[str, ...]] = set()
+    for tuning, reader in (("lr", "quick"), ("lr_targets", "lora_rank")):
+        trials = build_plan(read_sweep(tuning)).trials
+        assert {planned.config.evaluation.split for planned in trials} == {"validation"}
+        tuned |= {(p.config.skill.name, p.config.method.name, p.config.method.targets) for p in trials}
+        for planned in build_plan(read_sweep(reader), all_rates).trials:
+            config = planned.config
+            assert config.evaluation.split == "test"
+            if config.training.lr is not None:
+                assert (config.skill.name, config.method.name, config.method.targets) in tuned
 
 
 def test_the_whole_question_has_seeds_and_base_pairs_for_a_claim(all_rates: TunedRates) -> None:

@@ -1,4 +1,4 @@
-"""The tuned learning rates: what `sweeps/lr.yaml` found, read from its committed result.
+"""The tuned learning rates: what `sweeps/lr.yaml` and `lr_targets.yaml` found, read from their committed results.
 
 For each family, skill, method, target set and rank the best of the rates that were tried, by the mean over seeds of
 the skill's metric on validation problems. Rows from test problems are never read.
@@ -22,7 +22,9 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 TUNING_METRIC = {"correction": ("ood", "accuracy"), "detection": ("injected", "detect_auroc")}
 """Skill to the (set, metric) that decides, the mean over its ops."""
 
-REMEDY = "run `make sweep SWEEP=lr` and `make publish SWEEP=lr`, or set training.lr"
+
+def _remedy(sweep: str) -> str:
+    return f"run `make sweep SWEEP={sweep}` and `make publish SWEEP={sweep}`, or set training.lr"
 
 
 class Cell(NamedTuple):
@@ -63,17 +65,22 @@ class Candidate(NamedTuple):
 
 
 class TunedRates:
-    """The table of tuned rates in `path`, read when first asked for."""
+    """The tables of tuned rates in `path` and, where it is there, `more`, read when first asked for."""
 
-    def __init__(self, path: Path = RESULTS / "lr.csv") -> None:
-        self.path = path
+    def __init__(self, path: Path | None = None, more: Path | None = None) -> None:
+        """Take the published tables where no `path` is given."""
+        self.path = path or RESULTS / "lr.csv"
+        self.more = more or (None if path else RESULTS / "lr_targets.csv")
 
     @cached_property
     def candidates(self) -> dict[Cell, dict[float, Candidate]]:
         """Every cell's rates and what they reached."""
         scores: dict[tuple[Cell, float], list[float]] = defaultdict(list)
         losses: dict[tuple[Cell, float], list[float]] = defaultdict(list)
-        for row in self._rows():
+        rows = self._rows(self.path)
+        if self.more and self.more.exists():
+            rows += self._rows(self.more)
+        for row in rows:
             cell = Cell.of(row["family"], row["skill"], row["method"], row["targets"], int(float(row["rank"] or 0)))
             key = cell, float(row["lr"])
             if (row["set"], row["metric"]) == TUNING_METRIC[row["skill"]]:
@@ -86,15 +93,17 @@ class TunedRates:
             found[cell][lr] = Candidate(fmean(values), loss)
         return dict(found)
 
-    def _rows(self) -> list[dict[str, str]]:
+    def _rows(self, path: Path) -> list[dict[str, str]]:
         """Return the rows that may decide: finished trials, validation problems, a value."""
-        if not self.path.exists():
-            raise ConfigError(f"training.lr is not set and there are no tuned rates: {self.path} is missing; {REMEDY}")
-        with self.path.open(newline="") as file:
+        if not path.exists():
+            raise ConfigError(
+                f"training.lr is not set and there are no tuned rates: {path} is missing; {_remedy('lr')}"
+            )
+        with path.open(newline="") as file:
             reader = csv.DictReader(file)
             missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
             if missing:
-                raise ConfigError(f"{self.path} is no result table: it has no column {missing[0]!r}; {REMEDY}")
+                raise ConfigError(f"{path} is no result table: it has no column {missing[0]!r}; {_remedy(path.stem)}")
             rows = list(reader)
         return [
             row
@@ -123,8 +132,9 @@ class TunedRates:
 
 
 def _remedy_for(wanted: Cell) -> str:
-    tuned = f"let an arm of sweeps/lr.yaml try method.targets={wanted.targets} and " if wanted.targets else ""
-    return f"{tuned}{REMEDY}"
+    sweep = "lr_targets" if wanted.targets not in ("", "all-linear") else "lr"
+    tuned = f"let an arm of sweeps/{sweep}.yaml try method.targets={wanted.targets}, " if wanted.targets else ""
+    return f"{tuned}{_remedy(sweep)}"
 
 
 def _best(tried: dict[float, Candidate], cell: Cell) -> TunedRate:

@@ -106,10 +106,21 @@ def test_a_missing_cell_is_named_with_its_remedy(write_rates: Write, tuned_row: 
     for text in (
         "nano, correction, lora, qv, rank 4",
         "method.targets=qv",
-        "make sweep SWEEP=lr",
-        "make publish SWEEP=lr",
+        "make sweep SWEEP=lr_targets",
+        "make publish SWEEP=lr_targets",
     ):
         assert text in str(caught.value)
+
+
+def test_a_second_table_adds_cells(write_rates: Write, tuned_row: Row, tmp_path: Path) -> None:
+    first = write_rates(*(tuned_row(lr, v) for lr, v in ((0.001, 0.1), (0.003, 0.9), (0.01, 0.2)))).rename(
+        tmp_path / "first.csv"
+    )
+    more = write_rates(*(tuned_row(lr, v, targets="qv") for lr, v in ((0.001, 0.1), (0.003, 0.2), (0.01, 0.1))))
+    rates = TunedRates(first, more)
+    assert rates.look_up(config_of()) == (0.003, ())
+    assert rates.look_up(config_of(method__targets="qv")) == (0.003, ())
+    assert TunedRates(first, tmp_path / "none.csv").look_up(config_of()).lr == 0.003
 
 
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
