@@ -162,7 +162,7 @@ def test_a_trial_run_afresh_has_one_run_that_counts(plan: Plan, runs: Path, fake
 def test_both_skills_of_a_pair_read_the_same_dataset() -> None:
     one, two = (build_config({"skill.name": name}) for name in ("correction", "detection"))
     assert dataset_of(one) == dataset_of(two)
-    assert dataset_of(one)[0] == "nano/pq/retry/0.2"
+    assert dataset_of(one)[0] == "nano/pq/retry/0.5"
     others = [
         build_config({key: value}) for key, value in {"seed": 1, "data.retry_rate": 0, "data.order": "qp"}.items()
     ]
