@@ -114,21 +114,22 @@ def beam_search(
     outputs: list[list[int]] = [[] for _ in prompts]
     for batch in by_length([len(prompt) for prompt in prompts], batch_size):
         decoder = make_decoder(model, max_length)
-        decoder.prefill([prompts[i] for i in batch])
-        device = decoder.logits.device
-        decoder.keep(torch.arange(len(batch), device=device).repeat_interleave(num_beams))
-        beams = _Beams(batch, num_beams, device)
-        while beams.prompts:
-            words = decoder.logits.shape[-1]
-            places_PC = beams.candidates(decoder.logits, temperature, generator)
-            full_P = decoder.lengths.view(-1, num_beams)[:, 0] + 1 >= max_length
-            parents_PK, goes_on = beams.advance(places_PC, words, end_id, full_P)
-            for row in (~goes_on).nonzero()[:, 0].tolist():
-                outputs[beams.prompts[row]] = beams.best(row)
-            going = goes_on.nonzero()[:, 0]
-            rows = (going[:, None] * num_beams + parents_PK[going]).flatten()
-            beams.keep(going)
-            if beams.prompts:
-                decoder.keep(rows)
-                decoder.step(beams.tokens_PKG[:, :, -1].flatten())
+        with decoder.at_work():
+            decoder.prefill([prompts[i] for i in batch])
+            device = decoder.logits.device
+            decoder.keep(torch.arange(len(batch), device=device).repeat_interleave(num_beams))
+            beams = _Beams(batch, num_beams, device)
+            while beams.prompts:
+                words = decoder.logits.shape[-1]
+                places_PC = beams.candidates(decoder.logits, temperature, generator)
+                full_P = decoder.lengths.view(-1, num_beams)[:, 0] + 1 >= max_length
+                parents_PK, goes_on = beams.advance(places_PC, words, end_id, full_P)
+                for row in (~goes_on).nonzero()[:, 0].tolist():
+                    outputs[beams.prompts[row]] = beams.best(row)
+                going = goes_on.nonzero()[:, 0]
+                rows = (going[:, None] * num_beams + parents_PK[going]).flatten()
+                beams.keep(going)
+                if beams.prompts:
+                    decoder.keep(rows)
+                    decoder.step(beams.tokens_PKG[:, :, -1].flatten())
     return outputs

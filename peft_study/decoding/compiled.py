@@ -4,7 +4,8 @@ Shapes: B rows, P pages of a row's cache, V words.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -118,6 +119,7 @@ class CompiledDecoder(Decoder):
         self.window_array = (ctypes.c_long * len(packed))(*self.windows)
         self.sizes = (len(packed), config.hidden_size, self.num_heads, config.intermediate_size, len(self.head))
         self.cos, self.sin = self.cos.contiguous(), self.sin.contiguous()
+        self.threads = torch.get_num_threads()
         size = self.kernel.page_size()
         self.pages = Pages(size, 2 * len(packed) * self.num_heads * config.head_dim * size)
 
@@ -126,6 +128,15 @@ class CompiledDecoder(Decoder):
         packed = torch.empty(self.kernel.packed_size(outputs, inputs))
         self.kernel.pack(_at(matrix.contiguous()), outputs, inputs, _at(packed))
         return packed
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Keep PyTorch to one thread: its others would go on spinning for work on the cores that the kernel needs."""
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self.threads)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Start a batch from `prompts`, each a sequence of token ids."""
@@ -153,7 +164,7 @@ class CompiledDecoder(Decoder):
         """Append one token to each row and compute what follows it."""
         self.pages.make_room(self.lengths)
         count = len(tokens_B)
-        share, rows = -(-count // torch.get_num_threads()), torch.arange(count)
+        share, rows = -(-count // self.threads), torch.arange(count)
         self.logits = torch.empty(count, len(self.head))
         self._run(tokens_B, rows, self.lengths, rows, [*range(0, count, share), count])
         self.lengths = self.lengths + 1
@@ -172,7 +183,7 @@ class CompiledDecoder(Decoder):
             self.layer_array, self.window_array, (ctypes.c_long * 6)(*self.sizes, table_BP.shape[1]),
             _at(self.cos), _at(self.sin), _at(self.norm), _at(self.packed_head), ctypes.c_float(self.eps),
             _at(table_BP), _at(self.pages.places), _at(x), _at(rows), _at(positions), _at(wanted),
-            (ctypes.c_long * len(bounds))(*bounds), ctypes.c_long(len(bounds) - 1), torch.get_num_threads(),
+            (ctypes.c_long * len(bounds))(*bounds), ctypes.c_long(len(bounds) - 1), self.threads,
             _at(self.logits),
         )  # fmt: skip
 

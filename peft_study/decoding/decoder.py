@@ -7,7 +7,8 @@ dropped without a second prefill, and going back (`rewind`) is only a smaller le
 Shapes: B rows, S cached tokens, H heads, E head width, D model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -90,6 +91,11 @@ class Decoder:
         self.cache: list[tuple[Tensor, Tensor]] = []
         self.lengths = torch.zeros(0, dtype=torch.long)
         self.logits = torch.zeros(0)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Have PyTorch set up for what is chosen between steps."""
+        yield
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:

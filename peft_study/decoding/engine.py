@@ -65,18 +65,19 @@ def generate(
     outputs: list[list[int]] = [[] for _ in prompts]
     for batch in by_length([len(prompt) for prompt in prompts], batch_size):
         decoder = make_decoder(model, max_length)
-        decoder.prefill([prompts[i] for i in batch])
-        alive = batch
-        while alive:
-            tokens = choose(decoder.logits)
-            for i, token in zip(alive, tokens.tolist(), strict=True):
-                outputs[i].append(token)
-            going = (tokens != end_id) & (decoder.lengths + 1 < max_length)
-            if not bool(going.all()):
-                rows = going.nonzero()[:, 0]
-                decoder.keep(rows)
-                tokens = tokens[rows]
-                alive = [alive[row] for row in rows.tolist()]
-            if alive:
-                decoder.step(tokens)
+        with decoder.at_work():
+            decoder.prefill([prompts[i] for i in batch])
+            alive = batch
+            while alive:
+                tokens = choose(decoder.logits)
+                for i, token in zip(alive, tokens.tolist(), strict=True):
+                    outputs[i].append(token)
+                going = (tokens != end_id) & (decoder.lengths + 1 < max_length)
+                if not bool(going.all()):
+                    rows = going.nonzero()[:, 0]
+                    decoder.keep(rows)
+                    tokens = tokens[rows]
+                    alive = [alive[row] for row in rows.tolist()]
+                if alive:
+                    decoder.step(tokens)
     return outputs

@@ -64,29 +64,30 @@ def generate_with_regret(
     rows = [_Row(ProblemFacts(parse_problem(problem))) for problem in problems]
     alive = list(range(len(rows)))
     decoder = make_decoder(model, max_length)
-    decoder.prefill(prompts)
-    for index, row in enumerate(rows):
-        row.start = (int(decoder.lengths[index]), 0, decoder.logits[index].clone())
-    while alive:
-        tokens = decoder.logits.argmax(-1)
-        for at, index in enumerate(alive):
-            row = rows[index]
-            if row.sampling:
-                weights = decoder.logits[at].float().softmax(-1).cpu()
-                tokens[at] = int(torch.multinomial(weights, 1, generator=generator))
-            row.tokens.append(int(tokens[at]))
-            row.sentence.append(words[int(tokens[at])])
-        decoder.step(tokens)
-        for at, index in enumerate(alive):
-            _look_back(rows[index], decoder, at, max_retries)
-        going = [
-            at
-            for at, index in enumerate(alive)
-            if rows[index].tokens[-1:] != [end_id] and decoder.lengths[at] < max_length - 1
-        ]
-        if len(going) < len(alive):
-            decoder.keep(torch.tensor(going, dtype=torch.long))
-            alive = [alive[at] for at in going]
+    with decoder.at_work():
+        decoder.prefill(prompts)
+        for index, row in enumerate(rows):
+            row.start = (int(decoder.lengths[index]), 0, decoder.logits[index].clone())
+        while alive:
+            tokens = decoder.logits.argmax(-1)
+            for at, index in enumerate(alive):
+                row = rows[index]
+                if row.sampling:
+                    weights = decoder.logits[at].float().softmax(-1).cpu()
+                    tokens[at] = int(torch.multinomial(weights, 1, generator=generator))
+                row.tokens.append(int(tokens[at]))
+                row.sentence.append(words[int(tokens[at])])
+            decoder.step(tokens)
+            for at, index in enumerate(alive):
+                _look_back(rows[index], decoder, at, max_retries)
+            going = [
+                at
+                for at, index in enumerate(alive)
+                if rows[index].tokens[-1:] != [end_id] and decoder.lengths[at] < max_length - 1
+            ]
+            if len(going) < len(alive):
+                decoder.keep(torch.tensor(going, dtype=torch.long))
+                alive = [alive[at] for at in going]
     return [row.tokens for row in rows]
 
 
