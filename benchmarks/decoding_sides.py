@@ -98,6 +98,10 @@ def retry_upon_regret(gate: Gate, *, base: str | None, prompts: int, threads: in
 class PrefillingDecoder(CompiledDecoder):
     """What a decoder does whose cache cannot be cut: it computes the prefix of the row again."""
 
+    def __init__(self, model: Any, max_length: int) -> None:
+        super().__init__(model, max_length)
+        self.again = Decoder(model, max_length)
+
     def prefill(self, prompts: Any) -> None:
         """Start a batch, and remember its tokens."""
         super().prefill(prompts)
@@ -117,7 +121,7 @@ class PrefillingDecoder(CompiledDecoder):
     def rewind(self, row: int, length: int, logits: Tensor) -> None:
         """Compute the first `length` tokens of `row` again."""
         del self.sequences[row][length:]
-        Decoder(self.model, self.max_length).prefill([self.sequences[row]])
+        self.again.prefill([self.sequences[row]])
         super().rewind(row, length, logits)
 
 

@@ -5,6 +5,7 @@ the skill's metric on validation problems. Rows from test problems are never rea
 """
 
 import csv
+import itertools
 import math
 from collections import defaultdict
 from functools import cached_property
@@ -65,22 +66,19 @@ class Candidate(NamedTuple):
 
 
 class TunedRates:
-    """The tables of tuned rates in `path` and, where it is there, `more`, read when first asked for."""
+    """The tables of tuned rates, read when first asked for; all but the first may be missing."""
 
-    def __init__(self, path: Path | None = None, more: Path | None = None) -> None:
-        """Take the published tables where no `path` is given."""
-        self.path = path or RESULTS / "lr.csv"
-        self.more = more or (None if path else RESULTS / "lr_targets.csv")
+    def __init__(self, *paths: Path) -> None:
+        """Take the published tables where no `paths` are given."""
+        self.path, *self.more = paths or (RESULTS / "lr.csv", RESULTS / "lr_targets.csv")
 
     @cached_property
     def candidates(self) -> dict[Cell, dict[float, Candidate]]:
         """Every cell's rates and what they reached."""
         scores: dict[tuple[Cell, float], list[float]] = defaultdict(list)
         losses: dict[tuple[Cell, float], list[float]] = defaultdict(list)
-        rows = self._rows(self.path)
-        if self.more and self.more.exists():
-            rows += self._rows(self.more)
-        for row in rows:
+        tables = [self.path, *(path for path in self.more if path.exists())]
+        for row in itertools.chain.from_iterable(map(self._rows, tables)):
             cell = Cell.of(row["family"], row["skill"], row["method"], row["targets"], int(float(row["rank"] or 0)))
             key = cell, float(row["lr"])
             if (row["set"], row["metric"]) == TUNING_METRIC[row["skill"]]:
