@@ -5,6 +5,8 @@ begins (`first_BT`) says the same as a mask [B, T, T]. The kernel is native/atte
 """
 
 import ctypes
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,30 +46,42 @@ def require_kernel(head_width: int) -> None:
     _library(head_width)
 
 
+@cache
+def _parallel() -> int | None:
+    """Return the address of GOMP_parallel in the OpenMP that PyTorch brings, None where it brings none."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*.so*")):
+        runtime = ctypes.CDLL(str(path))
+        if hasattr(runtime, "GOMP_parallel"):
+            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
+    return None
+
+
 def _at(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def _common(first_BT: Tensor, *tensors: Tensor) -> tuple[Any, ctypes.c_long, ctypes.c_long, int]:
+def _common(first_BT: Tensor, scale: float, *tensors: Tensor) -> tuple[Any, ...]:
+    """Return what both kernels take between their tensors: strides, sizes, scale, and who computes."""
     batch, heads, length, _ = tensors[0].shape
     strides = [stride for tensor in tensors for stride in tensor.stride()[:3]]
     assert first_BT.is_contiguous()
     assert first_BT.dtype == torch.int32
-    assert all(tensor.dtype == torch.float32 and tensor.stride(3) == 1 for tensor in tensors)
-    return (ctypes.c_long * 9)(*strides), ctypes.c_long(batch), ctypes.c_long(heads), length
+    assert tensors[0].dtype in (torch.float32, torch.bfloat16)
+    assert all(tensor.dtype == tensors[0].dtype and tensor.stride(3) == 1 for tensor in tensors)
+    sizes = ctypes.c_long(batch), ctypes.c_long(heads), length
+    who = torch.get_num_threads(), ctypes.c_void_p(_parallel())
+    return (ctypes.c_long * 9)(*strides), *sizes, ctypes.c_float(scale), *who
 
 
 @torch.library.custom_op("peft_study::varlen_attention", mutates_args=(), device_types="cpu")
 def _attend(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Return the output [B, T, H, D] and the logarithm of the sum of exponentials [B, H, T]."""
-    strides, batch, heads, length = _common(first_BT, query, key, value)
-    width = query.shape[3]
-    output = torch.empty(len(query), length, query.shape[1], width)
+    """Return the output [B, T, H, D] and the logarithm of the sum of exponentials [B, H, T], in fp32."""
+    batch, heads, length, width = query.shape
+    output = query.new_empty(batch, length, heads, width)
     logsums = torch.empty(query.shape[:3])
-    threads = torch.get_num_threads()
     _library(width).attention_forward(
-        *map(_at, (query, key, value, first_BT)), strides, batch, heads, length, ctypes.c_float(scale), threads,
-        *map(_at, (output, logsums)),
+        query.dtype is torch.bfloat16, *map(_at, (query, key, value, first_BT)),
+        *_common(first_BT, scale, query, key, value), *map(_at, (output, logsums)),
     )  # fmt: skip
     return output, logsums
 
@@ -75,7 +89,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: 
 @_attend.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     batch, heads, length, width = query.shape
-    return query.new_empty(batch, length, heads, width), query.new_empty(batch, heads, length)
+    logsums = query.new_empty(batch, heads, length, dtype=torch.float32)
+    return query.new_empty(batch, length, heads, width), logsums
 
 
 @torch.library.custom_op("peft_study::varlen_attention_backward", mutates_args=(), device_types="cpu")
@@ -90,12 +105,11 @@ def _attend_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, laid out as the output is: [B, T, H, D]."""
-    strides, batch, heads, length = _common(first_BT, query, key, value)
     slope = slope.contiguous()
     slopes = torch.empty_like(output), torch.empty_like(output), torch.empty_like(output)
     _library(query.shape[3]).attention_backward(
-        *map(_at, (query, key, value, output, slope, first_BT, logsums)), strides, batch, heads, length,
-        ctypes.c_float(scale), torch.get_num_threads(), *map(_at, slopes),
+        query.dtype is torch.bfloat16, *map(_at, (query, key, value, output, slope, first_BT, logsums)),
+        *_common(first_BT, scale, query, key, value), *map(_at, slopes),
     )  # fmt: skip
     return slopes
 
@@ -131,8 +145,8 @@ _attend.register_autograd(_backward, setup_context=_keep)
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: float) -> Tensor:
     """Return attention [B, T, H, D] of query, key and value [B, H, T, D] over the intervals that `first_BT` begins.
 
-    All in fp32 on a CPU, `first_BT` in int32. The same numbers as masked-dense attention but for rounding. Results do
-    not depend on the number of threads.
+    All in fp32, or all in bf16 (computed in fp32), on a CPU; `first_BT` in int32. The same numbers as masked-dense
+    attention but for rounding. Results do not depend on the number of threads.
     """
     rows = (each if each.stride(3) == 1 else each.contiguous() for each in (query, key, value))
     return _attend(*rows, first_BT, scale)[0]

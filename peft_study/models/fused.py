@@ -155,7 +155,7 @@ def attend(q_BTHE: Tensor, k_BTHE: Tensor, v_BTHE: Tensor, seen: Tensor, attenti
     """
     q, k, v = q_BTHE.transpose(1, 2), k_BTHE.transpose(1, 2), v_BTHE.transpose(1, 2)
     if attention == "varlen":
-        return varlen_attention(q.float(), k.float(), v.float(), seen, q.shape[-1] ** -0.5).to(v.dtype)
+        return varlen_attention(q, k, v, seen, q.shape[-1] ** -0.5)
     if attention == "sdpa":
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
     logits = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + seen

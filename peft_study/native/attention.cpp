@@ -1,4 +1,5 @@
-// Causal attention over windows packed with documents, in fp32 on a CPU, forward and backward.
+// Causal attention over windows packed with documents on a CPU, forward and backward; computed in fp32, read and
+// written in fp32 or bf16.
 //
 // Position t of window b sees the positions first[b][t] to t, and nothing else is computed: masked-dense attention,
 // the alternative, spends most of its time on pairs that the mask then hides.
@@ -6,6 +7,7 @@
 // Shapes: B windows, H heads, T tokens, D = HEAD_WIDTH values a head (set when compiled).
 // query, key, value, their gradients: [B, H, T, D], any strides, the last one 1; output and its gradient: [B, T, H, D].
 
+#include <atomic>
 #include <thread>
 #include <vector>
 
@@ -20,26 +22,41 @@ constexpr int PARTS = D / LANES;
 constexpr int ROWS = 8;  // positions at a time
 constexpr int GROUP = REGISTERS >= 32 && PARTS % 2 == 0 ? 2 : 1;  // parts at a time: ROWS * GROUP sums stay in registers
 
+template <typename Number>
 struct View {  // of [B, H, T, D]
-  float* data;
+  Number* data;
   long batch, head, time;
-  float* row(long b, long h, long t) const { return data + b * batch + h * head + t * time; }
+  Number* row(long b, long h, long t) const { return data + b * batch + h * head + t * time; }
 };
 
-struct Scratch {
+struct Scratch {  // of one head, in fp32
   int padded;                         // T up to a multiple of LANES
-  std::vector<float> keys, values;    // [D, padded], transposed
-  std::vector<float> weights, slopes;  // [ROWS, padded]
+  std::vector<float> queries, keys, values, outputs, slopes;             // [T, D]
+  std::vector<float> query_slopes, key_slopes, value_slopes;             // [T, D]
+  std::vector<float> key_columns, value_columns;                         // [D, padded]
+  std::vector<float> weights, changes;                                   // [ROWS, padded]
   explicit Scratch(int length)
       : padded((length + LANES - 1) / LANES * LANES),
-        keys(D * padded), values(D * padded), weights(ROWS * padded), slopes(ROWS * padded) {}
+        queries(D * length), keys(D * length), values(D * length), outputs(D * length), slopes(D * length),
+        query_slopes(D * length), key_slopes(D * length), value_slopes(D * length),
+        key_columns(D * padded), value_columns(D * padded), weights(ROWS * padded), changes(ROWS * padded) {}
 };
 
-void transpose(const View& from, long b, long h, int length, int padded, float* to) {
-  for (int t = 0; t < length; ++t) {
-    const float* row = from.row(b, h, t);
-    for (int d = 0; d < D; ++d) to[d * padded + t] = row[d];
-  }
+template <typename Number>
+void gather(const View<Number>& from, long b, long h, int length, std::vector<float>& to) {
+  for (int t = 0; t < length; ++t)
+    for (int p = 0; p < D; p += LANES) store(to.data() + t * D + p, load(from.row(b, h, t) + p));
+}
+
+template <typename Number>
+void scatter(const std::vector<float>& from, const View<Number>& to, long b, long h, int length) {
+  for (int t = 0; t < length; ++t)
+    for (int p = 0; p < D; p += LANES) store(to.row(b, h, t) + p, load(from.data() + t * D + p));
+}
+
+void transpose(const std::vector<float>& rows, int length, int padded, std::vector<float>& columns) {
+  for (int t = 0; t < length; ++t)
+    for (int d = 0; d < D; ++d) columns[d * padded + t] = rows[t * D + d];
 }
 
 // products[r][j] = rows[r] . columns[:, j] for j in [start, stop), whole vectors at a time
@@ -56,12 +73,12 @@ inline void against_columns(const float* const* rows, const float* columns, int 
 }
 
 // sums[r] = sum over j in [start, stop) of weights[r][j] times row j
-inline void weighted_rows(const float* weights, int padded, const View& of, long b, long h, int start, int stop,
+inline void weighted_rows(const float* weights, int padded, const float* of, int start, int stop,
                           Vector (*sums)[PARTS]) {
   for (int p = 0; p < PARTS; p += GROUP) {
     Vector sum[ROWS][GROUP] = {};
     for (int j = start; j < stop; ++j) {
-      const float* row = of.row(b, h, j) + p * LANES;
+      const float* row = of + j * D + p * LANES;
       for (int g = 0; g < GROUP; ++g) {
         Vector part = load(row + g * LANES);
         for (int r = 0; r < ROWS; ++r) sum[r][g] += part * weights[r * padded + j];
@@ -73,14 +90,13 @@ inline void weighted_rows(const float* weights, int padded, const View& of, long
 }
 
 // row j of `to` += sum over r of weights[r][j] times rows[r], for j in [start, stop)
-inline void spread_rows(const float* weights, int padded, const float* const* rows, const View& to, long b, long h,
-                        int start, int stop) {
+inline void spread_rows(const float* weights, int padded, const float* const* rows, float* to, int start, int stop) {
   for (int p = 0; p < PARTS; p += GROUP) {
     Vector kept[ROWS][GROUP];
     for (int r = 0; r < ROWS; ++r)
       for (int g = 0; g < GROUP; ++g) kept[r][g] = load(rows[r] + (p + g) * LANES);
     for (int j = start; j < stop; ++j) {
-      float* row = to.row(b, h, j) + p * LANES;
+      float* row = to + j * D + p * LANES;
       for (int g = 0; g < GROUP; ++g) {
         Vector sum = load(row + g * LANES);
         for (int r = 0; r < ROWS; ++r) sum += kept[r][g] * weights[r * padded + j];
@@ -105,16 +121,16 @@ struct Block {  // ROWS positions of a window, the last ones repeated at its end
   }
 };
 
-void forward_head(const View& query, const View& key, const View& value, const int* see, long b, long h, int length,
-                  float scale, const View& output, float* logsums, Scratch& scratch) {
+// Queries, keys and values of the head are in `scratch`; leaves its outputs there.
+void forward_head(const int* see, int length, float scale, float* logsums, Scratch& scratch) {
   const int padded = scratch.padded;
-  transpose(key, b, h, length, padded, scratch.keys.data());
+  transpose(scratch.keys, length, padded, scratch.key_columns);
   float* weights = scratch.weights.data();
   for (int start = 0; start < length; start += ROWS) {
     const Block block(see, start, length);
     const float* rows[ROWS];
-    for (int r = 0; r < ROWS; ++r) rows[r] = query.row(b, h, block.position[r]);
-    against_columns(rows, scratch.keys.data(), padded, block.left, block.right, weights);
+    for (int r = 0; r < ROWS; ++r) rows[r] = scratch.queries.data() + block.position[r] * D;
+    against_columns(rows, scratch.key_columns.data(), padded, block.left, block.right, weights);
     float inverse[ROWS];
     for (int r = 0; r < ROWS; ++r) {
       float* line = weights + r * padded;
@@ -141,37 +157,36 @@ void forward_head(const View& query, const View& key, const View& value, const i
       logsums[block.position[r]] = top + std::log(sum);
     }
     Vector sums[ROWS][PARTS];
-    weighted_rows(weights, padded, value, b, h, block.left, block.stop, sums);
-    for (int r = 0; r < block.rows; ++r)
-      for (int p = 0; p < PARTS; ++p) store(output.row(b, h, block.position[r]) + p * LANES, sums[r][p] * inverse[r]);
+    weighted_rows(weights, padded, scratch.values.data(), block.left, block.stop, sums);
+    for (int r = 0; r < block.rows; ++r) {
+      float* out = scratch.outputs.data() + block.position[r] * D;
+      for (int p = 0; p < PARTS; ++p) store(out + p * LANES, sums[r][p] * inverse[r]);
+    }
   }
 }
 
-void backward_head(const View& query, const View& key, const View& value, const View& output, const View& slope,
-                   const int* see, const float* logsums, long b, long h, int length, float scale,
-                   const View& query_slope, const View& key_slope, const View& value_slope, Scratch& scratch) {
+// Queries, keys, values, outputs and their slopes are in `scratch`; leaves the slopes of the first three there.
+void backward_head(const int* see, const float* logsums, int length, float scale, Scratch& scratch) {
   const int padded = scratch.padded;
-  transpose(key, b, h, length, padded, scratch.keys.data());
-  transpose(value, b, h, length, padded, scratch.values.data());
-  for (int t = 0; t < length; ++t) {
-    std::memset(key_slope.row(b, h, t), 0, D * sizeof(float));
-    std::memset(value_slope.row(b, h, t), 0, D * sizeof(float));
-  }
+  transpose(scratch.keys, length, padded, scratch.key_columns);
+  transpose(scratch.values, length, padded, scratch.value_columns);
+  std::fill(scratch.key_slopes.begin(), scratch.key_slopes.end(), 0.0f);
+  std::fill(scratch.value_slopes.begin(), scratch.value_slopes.end(), 0.0f);
   float* weights = scratch.weights.data();
-  float* slopes = scratch.slopes.data();
+  float* changes = scratch.changes.data();
   for (int start = 0; start < length; start += ROWS) {
     const Block block(see, start, length);
     const float *rows[ROWS], *down[ROWS];
     for (int r = 0; r < ROWS; ++r) {
-      rows[r] = query.row(b, h, block.position[r]);
-      down[r] = slope.row(b, h, block.position[r]);
+      rows[r] = scratch.queries.data() + block.position[r] * D;
+      down[r] = scratch.slopes.data() + block.position[r] * D;
     }
-    against_columns(rows, scratch.keys.data(), padded, block.left, block.right, weights);
-    against_columns(down, scratch.values.data(), padded, block.left, block.right, slopes);
+    against_columns(rows, scratch.key_columns.data(), padded, block.left, block.right, weights);
+    against_columns(down, scratch.value_columns.data(), padded, block.left, block.right, changes);
     for (int r = 0; r < ROWS; ++r) {
       float* line = weights + r * padded;
-      float* change = slopes + r * padded;
-      const float* out = output.row(b, h, block.position[r]);
+      float* change = changes + r * padded;
+      const float* out = scratch.outputs.data() + block.position[r] * D;
       Vector products = {};
       for (int p = 0; p < PARTS; ++p) products += load(out + p * LANES) * load(down[r] + p * LANES);
       const float mean = total_of(products);
@@ -187,56 +202,101 @@ void backward_head(const View& query, const View& key, const View& value, const 
       }
     }
     Vector sums[ROWS][PARTS];
-    weighted_rows(slopes, padded, key, b, h, block.left, block.stop, sums);
-    for (int r = 0; r < block.rows; ++r)
-      for (int p = 0; p < PARTS; ++p) store(query_slope.row(b, h, block.position[r]) + p * LANES, sums[r][p]);
-    spread_rows(slopes, padded, rows, key_slope, b, h, block.left, block.stop);
-    spread_rows(weights, padded, down, value_slope, b, h, block.left, block.stop);
+    weighted_rows(changes, padded, scratch.keys.data(), block.left, block.stop, sums);
+    for (int r = 0; r < block.rows; ++r) {
+      float* into = scratch.query_slopes.data() + block.position[r] * D;
+      for (int p = 0; p < PARTS; ++p) store(into + p * LANES, sums[r][p]);
+    }
+    spread_rows(changes, padded, rows, scratch.key_slopes.data(), block.left, block.stop);
+    spread_rows(weights, padded, down, scratch.value_slopes.data(), block.left, block.stop);
   }
 }
 
+// Runs a function on `threads` threads: OpenMP's GOMP_parallel, so that the threads of PyTorch's pool, which spin on
+// their cores between its own operations, do the work instead of being in its way.
+typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
+
 // Every (window, head) is computed by one thread alone, so results do not depend on their number.
 template <typename Work>
-void over_heads(long batch, long heads, int length, int threads, Work work) {
-  const long all = batch * heads;
-  auto share = [&](long worker) {
+void over_heads(long batch, long heads, int length, int threads, Parallel parallel, Work work) {
+  std::atomic<long> next{0};
+  auto share = [&] {
     Scratch scratch(length);
-    for (long i = worker; i < all; i += threads) work(i / heads, i % heads, scratch);
+    for (long i; (i = next++) < batch * heads;) work(i / heads, i % heads, scratch);
   };
+  if (threads > 1 && parallel) {
+    parallel([](void* of) { (*static_cast<decltype(share)*>(of))(); }, &share, threads, 0);
+    return;
+  }
   std::vector<std::thread> others;
-  for (long worker = 1; worker < threads; ++worker) others.emplace_back(share, worker);
-  share(0);
+  for (int worker = 1; worker < threads; ++worker) others.emplace_back(share);
+  share();
   for (auto& other : others) other.join();
 }
 
-}  // namespace
-
-extern "C" {
-
-// strides: of query, key, value in turn, each by window, head and time.
-void attention_forward(float* query, float* key, float* value, const int* first, const long* strides, long batch,
-                       long heads, int length, float scale, int threads, float* output, float* logsums) {
-  const View q{query, strides[0], strides[1], strides[2]}, k{key, strides[3], strides[4], strides[5]};
-  const View v{value, strides[6], strides[7], strides[8]};
-  const View out{output, length * heads * D, D, heads * D};
-  over_heads(batch, heads, length, threads, [&](long b, long h, Scratch& scratch) {
-    forward_head(q, k, v, first + b * length, b, h, length, scale, out, logsums + (b * heads + h) * length, scratch);
+template <typename Number>
+void forward(Number* query, Number* key, Number* value, const int* first, const long* strides, long batch, long heads,
+             int length, float scale, int threads, Parallel parallel, Number* output, float* logsums) {
+  const View<Number> q{query, strides[0], strides[1], strides[2]}, k{key, strides[3], strides[4], strides[5]};
+  const View<Number> v{value, strides[6], strides[7], strides[8]};
+  const View<Number> out{output, length * heads * D, D, heads * D};
+  over_heads(batch, heads, length, threads, parallel, [&](long b, long h, Scratch& scratch) {
+    gather(q, b, h, length, scratch.queries);
+    gather(k, b, h, length, scratch.keys);
+    gather(v, b, h, length, scratch.values);
+    forward_head(first + b * length, length, scale, logsums + (b * heads + h) * length, scratch);
+    scatter(scratch.outputs, out, b, h, length);
   });
 }
 
 // The gradients lie as the output does.
-void attention_backward(float* query, float* key, float* value, float* output, float* slope, const int* first,
-                        const float* logsums, const long* strides, long batch, long heads, int length, float scale,
-                        int threads, float* query_slope, float* key_slope, float* value_slope) {
-  const View q{query, strides[0], strides[1], strides[2]}, k{key, strides[3], strides[4], strides[5]};
-  const View v{value, strides[6], strides[7], strides[8]};
+template <typename Number>
+void backward(Number* query, Number* key, Number* value, Number* output, Number* slope, const int* first,
+              const float* logsums, const long* strides, long batch, long heads, int length, float scale, int threads,
+              Parallel parallel, Number* query_slope, Number* key_slope, Number* value_slope) {
+  const View<Number> q{query, strides[0], strides[1], strides[2]}, k{key, strides[3], strides[4], strides[5]};
+  const View<Number> v{value, strides[6], strides[7], strides[8]};
   const long by_window = length * heads * D, by_time = heads * D;
-  const View out{output, by_window, D, by_time}, down{slope, by_window, D, by_time};
-  const View dq{query_slope, by_window, D, by_time}, dk{key_slope, by_window, D, by_time};
-  const View dv{value_slope, by_window, D, by_time};
-  over_heads(batch, heads, length, threads, [&](long b, long h, Scratch& scratch) {
-    backward_head(q, k, v, out, down, first + b * length, logsums + (b * heads + h) * length, b, h, length, scale, dq,
-                  dk, dv, scratch);
+  const View<Number> out{output, by_window, D, by_time}, down{slope, by_window, D, by_time};
+  const View<Number> dq{query_slope, by_window, D, by_time}, dk{key_slope, by_window, D, by_time};
+  const View<Number> dv{value_slope, by_window, D, by_time};
+  over_heads(batch, heads, length, threads, parallel, [&](long b, long h, Scratch& scratch) {
+    gather(q, b, h, length, scratch.queries);
+    gather(k, b, h, length, scratch.keys);
+    gather(v, b, h, length, scratch.values);
+    gather(out, b, h, length, scratch.outputs);
+    gather(down, b, h, length, scratch.slopes);
+    backward_head(first + b * length, logsums + (b * heads + h) * length, length, scale, scratch);
+    scatter(scratch.query_slopes, dq, b, h, length);
+    scatter(scratch.key_slopes, dk, b, h, length);
+    scatter(scratch.value_slopes, dv, b, h, length);
   });
+}
+
+}  // namespace
+
+// `half`: tensors are bf16. strides: of query, key, value in turn, each by window, head and time. `parallel` may be null.
+extern "C" {
+
+void attention_forward(int half, void* query, void* key, void* value, const int* first, const long* strides, long batch,
+                       long heads, int length, float scale, int threads, Parallel parallel, void* output,
+                       float* logsums) {
+  auto run = [&](auto number) {
+    using P = decltype(number)*;
+    forward(P(query), P(key), P(value), first, strides, batch, heads, length, scale, threads, parallel, P(output),
+            logsums);
+  };
+  half ? run(Half{}) : run(float{});
+}
+
+void attention_backward(int half, void* query, void* key, void* value, void* output, void* slope, const int* first,
+                        const float* logsums, const long* strides, long batch, long heads, int length, float scale,
+                        int threads, Parallel parallel, void* query_slope, void* key_slope, void* value_slope) {
+  auto run = [&](auto number) {
+    using P = decltype(number)*;
+    backward(P(query), P(key), P(value), P(output), P(slope), first, logsums, strides, batch, heads, length, scale,
+             threads, parallel, P(query_slope), P(key_slope), P(value_slope));
+  };
+  half ? run(Half{}) : run(float{});
 }
 }

@@ -22,6 +22,24 @@ typedef int IntVector __attribute__((vector_size(LANES * sizeof(int)), aligned(4
 
 inline Vector load(const float* at) { return *reinterpret_cast<const Vector*>(at); }
 inline void store(float* at, Vector value) { *reinterpret_cast<Vector*>(at) = value; }
+
+typedef unsigned short Half;  // bf16: the upper half of a float
+typedef Half HalfVector __attribute__((vector_size(LANES * sizeof(Half)), aligned(2), may_alias));
+typedef unsigned BitVector __attribute__((vector_size(LANES * sizeof(unsigned)), aligned(4), may_alias));
+
+inline Vector load(const Half* at) {
+  BitVector bits = __builtin_convertvector(*reinterpret_cast<const HalfVector*>(at), BitVector) << 16;
+  Vector value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline void store(Half* at, Vector value) {
+  BitVector bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits += 0x7fff + (bits >> 16 & 1);  // to the nearest, ties to even
+  bits = value == value ? bits : BitVector{} + 0x7fc00000;
+  *reinterpret_cast<HalfVector*>(at) = __builtin_convertvector(bits >> 16, HalfVector);
+}
 inline Vector splat(float value) { return value - Vector{}; }
 
 inline float total_of(Vector value) {

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from peft_study.errors import KernelError
+from peft_study.models import attention
 from peft_study.models.attention import additive_mask, first_seen, require_kernel, varlen_attention
 from peft_study.native import library
 
@@ -78,6 +79,30 @@ def test_large_logits_do_not_overflow() -> None:
     assert all(bool(torch.isfinite(each).all()) for each in ours)
 
 
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("width", [16, 32])
+def test_half_precision_is_fp32_rounded_at_the_end(width: int) -> None:
+    torch.manual_seed(width)
+    halves = [torch.randn(WINDOWS, 61, HEADS, width).transpose(1, 2).bfloat16() for _ in range(3)]
+    first_BT, slope = first_seen(_ids(61, 3), END), torch.randn(WINDOWS, 61, HEADS, width).bfloat16()
+    found = _attend("varlen", halves, first_BT, slope)
+    wholes = _attend("varlen", [each.float() for each in halves], first_BT, slope.float())
+    assert torch.equal(found[0], wholes[0].bfloat16())
+    # The backward pass reads the rounded output, as every flash attention in half precision does.
+    for mine, expected in zip(found[1:], wholes[1:], strict=True):
+        assert mine.dtype is torch.bfloat16
+        assert torch.allclose(mine.float(), expected, atol=2e-2, rtol=1e-2), (mine - expected).abs().max()
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_half_precision_does_not_hide_what_is_not_finite(value: float) -> None:
+    query, key, values = (torch.ones(1, 1, 4, 16).bfloat16() for _ in range(3))
+    values[0, 0, 1, 3] = value
+    output = varlen_attention(query, key, values, first_seen(torch.full((1, 4), 9), END).int(), 1.0)
+    assert not torch.isfinite(output[0, 1:, 0, 3]).any()
+
+
 @pytest.fixture
 def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -86,7 +111,10 @@ def _threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("kernel", "_threads")
-def test_results_do_not_depend_on_threads() -> None:
+@pytest.mark.parametrize("whose", ["PyTorch's", "its own"])
+def test_results_do_not_depend_on_threads(whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if whose == "its own":
+        monkeypatch.setattr(attention, "_parallel", lambda: None)
     torch.manual_seed(0)
     inputs = [torch.randn(WINDOWS, HEADS, 50, 32) for _ in range(3)]
     first_BT, slope = first_seen(_ids(50, 3), END), torch.randn(WINDOWS, 50, HEADS, 32)
