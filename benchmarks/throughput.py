@@ -43,19 +43,18 @@ def tuned_trainer(options: dict[str, Any]) -> Side:
     return fastest(sides)
 
 
+def tuned_ours(options: dict[str, Any]) -> Side:
+    """Return our loop, compiled where that is the faster here."""
+    choices = {"compiled": True, "not compiled": False}
+    return fastest(
+        [Side(f"ours({name})", training_sides.ours, options | {"compiled": each}) for name, each in choices.items()]
+    )
+
+
 def pretraining(shape: str, windows: int, threads: int) -> list[Row]:
     """Return the rows of pretraining: the Trainer as it comes, and tuned."""
     options = {"shape": shape, "method": {"name": "full"}, "windows": windows, "threads": threads}
-    ours = fastest(
-        [
-            Side(
-                f"ours({'compiled' if compiled else 'not compiled'})",
-                training_sides.ours,
-                options | {"compiled": compiled},
-            )
-            for compiled in (False, True)
-        ]
-    )
+    ours = tuned_ours(options)
     unit = f"a step of {windows} windows"
     return [
         race(f"pretraining {shape}, defaults", ours, trainer("Trainer()", options), unit=unit, target=3.0),
@@ -66,8 +65,13 @@ def pretraining(shape: str, windows: int, threads: int) -> list[Row]:
 def one_adapter(windows: int, threads: int) -> Row:
     """Return the row of one adapter of rank 16 in all linear layers."""
     options = {"shape": "nano", "method": {"name": "lora", "rank": 16}, "windows": windows, "threads": threads}
-    ours = Side("ours", training_sides.ours, options | {"compiled": False})
-    return race("LoRA r16 nano, best", ours, tuned_trainer(options), unit=f"a step of {windows} windows", target=2.0)
+    return race(
+        "LoRA r16 nano, best",
+        tuned_ours(options),
+        tuned_trainer(options),
+        unit=f"a step of {windows} windows",
+        target=2.0,
+    )
 
 
 def full_over_adapter(windows: int, threads: int) -> Row:

@@ -8,6 +8,7 @@ remedy in one line, and ends the command line with exit code 2. Anything else th
     |-- DataError        a problem, a line or a file of data that cannot be read
     |-- CheckpointError  a checkpoint that is missing, truncated or of another kind
     |-- KernelError      a kernel that this machine cannot compile or load
+    |-- SandboxError     a machine that cannot hold in programs that nobody has read
     `-- StoreError       a database or folder that belongs to something else, or a disk that is full
 """
 
@@ -30,6 +31,10 @@ class CheckpointError(PeftStudyError, OSError):
 
 class KernelError(PeftStudyError, OSError):
     """A kernel that this machine cannot compile or load."""
+
+
+class SandboxError(PeftStudyError, OSError):
+    """A machine that cannot hold in programs that nobody has read."""
 
 
 class StoreError(PeftStudyError, OSError):
