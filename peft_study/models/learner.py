@@ -79,7 +79,9 @@ class Learner(nn.Module):
         first = {window: first_seen(ids_BT, self.end_id, window) for window in {layer.window for layer in layers}}
         x_BTD = functional.embedding(ids_BT, read_table(inner.embed_tokens), config.pad_token_id)
         cos, sin = inner.rotary_emb(x_BTD, torch.arange(length, device=ids_BT.device)[None])
-        hidden_BTD = self._backbone(
+        # What is only measured is not worth a compilation of its own.
+        run_layers = self._backbone if torch.is_grad_enabled() else backbone
+        hidden_BTD = run_layers(
             x_BTD,
             layers,
             inner.norm.weight,
@@ -99,7 +101,9 @@ class Learner(nn.Module):
 
     def compile_layers(self) -> None:
         """Compile the layers."""
-        self._backbone = torch.compile(backbone)
+        # A second kind of adapter in this process would make the shapes of both dynamic, and slow; an eighth, eager.
+        torch.compiler.reset()
+        self._backbone = torch.compile(backbone, dynamic=False)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return what is trained, by name."""

@@ -34,8 +34,9 @@ class TrainingConfig(BaseModel):
     attention: Literal["auto", "varlen", "sdpa", "eager"] = "auto"
     """`varlen`: our kernel for packed documents, on a CPU, needs a C++ compiler; `sdpa` and `eager` are those of
     transformers. `auto`: the one that is measured to be the fastest here; on a GPU `sdpa`."""
-    compile: bool = False
-    """Compile the layers with torch.compile: pays in long runs; needs a C++ compiler."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the layers with torch.compile, which needs a C++ compiler on a CPU. `auto`: where there is one and the
+    run is long enough for it to pay (machine.COMPILED_STEPS)."""
     points: int = Field(default=12, ge=1)
     """How many times in a run the validation loss is measured and logged."""
     checkpoint_seconds: float = Field(default=20.0, gt=0)

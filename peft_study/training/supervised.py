@@ -22,6 +22,7 @@ from peft_study.skills.config import SkillConfig
 from peft_study.skills.targets import NOT_A_DECISION, WRONG, correction_targets, decision_labels
 from peft_study.training.config import TrainingConfig
 from peft_study.training.losses import correction_loss, detection_loss
+from peft_study.training.machine import is_compiled
 from peft_study.training.run import Point, Run, TrainingSummary
 
 
@@ -127,7 +128,7 @@ def train(
     cast(learner, torch.bfloat16 if half else torch.float32)
     run.masters.write()
     learner.attention = attention
-    if config.compile:
+    if is_compiled(config, run.total_steps, device):
         learner.compile_layers()
     model = accelerator.prepare_model(learner)
     learner.train()

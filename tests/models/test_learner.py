@@ -211,3 +211,24 @@ def test_a_document_sees_itself_alone(make_learner: MakeLearner) -> None:
         packed = learner(ids, where, verdict=False)[len(first) :]
         expected = learner(alone, torch.ones_like(alone, dtype=torch.bool), verdict=False)
     assert torch.allclose(packed, expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of its own doings
+@pytest.mark.usefixtures("kernel")
+def test_compiled_adapters_one_after_another_train_alike(batches: dict[str, Any]) -> None:
+    """A worker trains adapters of several ranks in turn; what is only measured is not compiled."""
+    shape, skill, batch = Architecture(layers=1, width=32, heads=2, mlp_width=32), SkillConfig(), batches["correction"]
+    for rank in (1, 2):
+        method = MethodConfig(name="lora", rank=rank)
+        plain, compiled = (Learner(build_base(NANO, shape, 0), method, word_ids(NANO), 0) for _ in range(2))
+        compiled.compile_layers()
+        losses = [batch_loss(learner, batch, skill) for learner in (plain, compiled)]
+        assert torch.allclose(losses[0], losses[1], rtol=1e-5)
+        for loss in losses:
+            loss.backward()
+        for name, parameter in compiled.trainable().items():
+            expected = plain.trainable()[name].grad
+            assert parameter.grad is not None
+            assert expected is not None
+            assert torch.allclose(parameter.grad, expected, rtol=1e-3, atol=1e-6), name
+        assert torch.equal(everywhere(compiled, batch), everywhere(plain, batch))

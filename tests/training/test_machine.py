@@ -1,7 +1,9 @@
 """The precision that a machine computes fastest in: measured once, then kept."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,3 +73,20 @@ def test_every_attention_is_timed_forward_and_backward(dtype: torch.dtype) -> No
 def test_bf16_speedup_is_a_ratio() -> None:
     """Far slower or faster than any processor would mean that the two were not timed alike."""
     assert 0.001 < machine.bf16_speedup(rounds=2) < 1000
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "compiler", "expected"),
+    [
+        (True, 1, "/nowhere/g++", True),
+        (False, 10_000, sys.executable, False),
+        ("auto", machine.COMPILED_STEPS - 1, sys.executable, False),
+        ("auto", machine.COMPILED_STEPS, sys.executable, True),
+        ("auto", machine.COMPILED_STEPS, "/nowhere/g++", False),
+    ],
+)
+def test_long_runs_are_compiled_where_that_is_possible(
+    monkeypatch: pytest.MonkeyPatch, asked: Any, steps: int, compiler: str, expected: bool
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    assert machine.is_compiled(TrainingConfig(compile=asked), steps, torch.device("cpu")) is expected

@@ -218,7 +218,7 @@ def test_loss_falls(make_learner: MakeLearner, tmp_path: Path, skill: str) -> No
         make_learner(MethodConfig(name="full")),
         tmp_path,
         skill=skill,
-        tokens=240 * WINDOWS * LENGTH,
+        tokens=190 * WINDOWS * LENGTH,
         lr=3e-3,
         points=4,
     )
