@@ -48,6 +48,28 @@ class _Merged(torch.autograd.Function):
         return before, None, None, up @ whole, down @ whole.mT
 
 
+class _Beside(torch.autograd.Function):
+    """x W^T + (x down^T) up as one product of (x, x down^T), for what is too small to be added to W in its precision.
+
+    x [N, I], down [R, I], up [R, O], W [O, I].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        both, matrix = torch.cat((x, x @ down.mT), dim=1), torch.cat((weight, up.mT), dim=1)
+        ctx.save_for_backward(both, matrix, down)
+        return functional.linear(both, matrix, bias)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        both, matrix, down = ctx.saved_tensors
+        inputs = down.shape[1]
+        both_slope = slope @ matrix
+        low_slope = both_slope[:, inputs:]
+        before = torch.addmm(both_slope[:, :inputs], low_slope, down) if ctx.needs_input_grad[0] else None
+        return before, None, None, low_slope.mT @ both[:, :inputs], both[:, inputs:].mT @ slope
+
+
 def _add(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
@@ -73,11 +95,11 @@ class Projection(NamedTuple):
             return functional.linear(x_BTI, self.weight_OI, self.bias_O)
         inputs = x_BTI.shape[-1]
         x = x_BTI.reshape(-1, inputs) if self.up_RO.ndim == 2 else x_BTI.reshape(len(self.up_RO), -1, inputs)
-        if x.dtype is torch.float32 and not (training and self.dropout):
-            down = torch.cat(self.downs, dim=-2)
-            y: Any = _Merged.apply(x, self.weight_OI, self.bias_O, down, self.up_RO)
-        else:
+        if not (training and self.dropout) and (x.dtype is torch.float32 or x.ndim == 2):
             # A small update would be lost in the last bit of a half-precision matrix, so there it stays beside it.
+            apply: Any = _Merged.apply if x.dtype is torch.float32 else _Beside.apply
+            y = apply(x, self.weight_OI, self.bias_O, torch.cat(self.downs, dim=-2), self.up_RO)
+        else:
             low = [functional.dropout(x, self.dropout, training) @ down.mT for down in self.downs]
             y = functional.linear(x, self.weight_OI, self.bias_O) + torch.cat(low, dim=-1) @ self.up_RO
         return y.view(*x_BTI.shape[:-1], -1)

@@ -109,7 +109,7 @@ def _choose_attention(precision: str, head_width: int) -> dict[str, Any]:
 
 
 COMPILED_STEPS = 200
-"""Steps from which compiling pays: it takes 10 to 20 s the first time, 3 s later, and saves 0.05 to 0.1 s a step (LOG.md)."""
+"""Steps from which compiling pays: it takes 20 s the first time and 3 s later, and saves 0.05 s a step (LOG.md)."""
 
 
 def is_compiled(config: TrainingConfig, steps: int, device: torch.device) -> bool:

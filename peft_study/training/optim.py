@@ -30,16 +30,23 @@ class Masters:
 
     def take_gradients(self) -> None:
         """Move the gradients of the parameters to the masters."""
+        to: list[Tensor] = []
+        given: list[Tensor] = []
         for name, parameter in self.parameters.items():
-            gradient = parameter.grad
-            self.values[name].grad = torch.zeros_like(self.values[name]) if gradient is None else gradient.float()
-            parameter.grad = None
+            value, gradient = self.values[name], parameter.grad
+            kept = torch.zeros_like(value) if value.grad is None else value.grad
+            if gradient is None:
+                kept.zero_()
+            else:
+                to.append(kept)
+                given.append(gradient)
+            value.grad, parameter.grad = kept, None
+        torch._foreach_copy_(to, given)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def write(self) -> None:
         """Copy the masters into the parameters."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.values[name])
+        torch._foreach_copy_(list(self.parameters.values()), list(self.values.values()))  # pyright: ignore[reportPrivateImportUsage]
 
 
 BETAS, EPSILON = (0.9, 0.98), 1e-8

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from peft_study.models import fused
 from peft_study.models.adapters import read_linear
 from peft_study.models.attention import first_seen
 from peft_study.models.config import MethodConfig
@@ -109,6 +110,24 @@ def test_half_precision_keeps_the_update_apart(
     assert float(Projection(parts[0], None, (parts[1],), parts[2].T, 0.0)(x, training=True)) == pytest.approx(
         4e-3, 0.01
     )
+
+
+@pytest.mark.parametrize("name", ["_Merged", "_Beside"])
+@pytest.mark.parametrize("rank", [1, 5])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gradients_of_adapted_layers_are_right(name: str, rank: int, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(rank)
+    x, weight, bias, down, up = (
+        torch.randn(shape, dtype=torch.float64, generator=generator)
+        for shape in ((3, 4), (6, 4), (6,), (rank, 4), (rank, 6))
+    )
+    apply: Any = getattr(fused, name).apply
+    inputs: Any = (x.requires_grad_(), weight, bias if biased else None, down.requires_grad_(), up.requires_grad_())
+    expected = x @ weight.T + (bias if biased else 0) + (x @ down.T) @ up
+    assert torch.allclose(apply(*inputs), expected, atol=1e-12)
+    assert torch.autograd.gradcheck(apply, inputs)
+    first_layer: Any = (x.detach(), *inputs[1:])  # whose input has no gradient
+    assert torch.autograd.gradcheck(apply, first_layer)
 
 
 def test_dropout_is_drawn_for_each_part_and_only_in_training(make_learner: MakeLearner) -> None:
