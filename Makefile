@@ -25,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 venv: $(STAMP)  ## create or update the virtual environment, nothing else
 
-sweep: $(STAMP)  ## run a sweep to table, figure and report, going on where it stopped (SWEEP=quick)
-	@$(RUN) sweep $(SWEEP)
+sweep: $(STAMP)  ## run a sweep to table, figure and report, going on where it stopped (SWEEP=quick; REUSE=1 to go on from results/ too)
+	@$(RUN) sweep $(SWEEP) $(if $(REUSE),--reuse)
 
 smoke: $(STAMP)  ## run a tiny sweep to a figure, in a minute
 	@$(RUN) sweep smoke

@@ -1,7 +1,8 @@
 """MLflow to the tidy table: the only reader of the runs' database.
 
 A sweep is a parent run with `sweep.json` and `plan.json`; each trial is a child run with `result.json` and
-`outcomes.npz`. Planned trials without a run are missing, and are rows too.
+`outcomes.npz`, or `samples.npz` where it was taken from a published table. Planned trials without a run are missing,
+and are rows too.
 """
 
 import io
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from analysis.rows import SweepRecord, TrialRecord, rows_of
+from analysis.stats import Key, Sample
 from analysis.table import read_results, write_results
 from peft_study.errors import DataError
 from peft_study.records import Status
+from peft_study.study.reuse import SAMPLES, read_trials
 from peft_study.study.stores import MLFLOW, check_database, mlflow_path
 from peft_study.study.tracking import EXPERIMENT, artifacts_path
 
@@ -133,10 +136,16 @@ def _read_trial(cell: dict[str, Any], runs: list["Run"], artifacts: _Artifacts) 
     else:
         # Without a result a run can only have been stopped, even where its status still says that it is running.
         status, reason = Status.KILLED, "stopped before it ended"
-    outcomes = {}
-    if status is Status.FINISHED:
+    outcomes, kept = {}, None
+    if status is Status.FINISHED and "reused" in result:
+        trials = read_trials(artifacts.read(runs[0], SAMPLES), source=Path(cell["trial"], SAMPLES))
+        kept = {
+            Key(*sample[:3]): Sample(sample.value, sample.draws.astype(np.float64), sample.problems)
+            for sample in trials[cell["trial"]].samples
+        }
+    elif status is Status.FINISHED:
         with np.load(io.BytesIO(artifacts.read(runs[0], "outcomes.npz")), allow_pickle=False) as file:
             outcomes = dict(file)
     config = result.get("config") or cell["config"]
     alarms = tuple(cell.get("alarms", ()))
-    return TrialRecord(cell["trial"], cell["arm"], status, reason, config, result, outcomes, alarms)
+    return TrialRecord(cell["trial"], cell["arm"], status, reason, config, result, outcomes, alarms, kept)

@@ -8,6 +8,7 @@ from statistics import fmean
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.table import Table as TerminalTable
@@ -22,7 +23,9 @@ from analysis.style import render, short_count
 from analysis.summary import SKILLS, ArmSummary, Role, caption, counts_of, name_of, summarize
 from analysis.table import arm_of, read_results, to_rows, trial_rows, write_if_changed
 from analysis.verdict import show
+from peft_study.errors import DataError
 from peft_study.records import METRICS, Status
+from peft_study.study.reuse import KeptSample, KeptTrial, as_bytes, read_trials, trials_path
 
 FIGURES: dict[str, ModuleType] = {"headline": headline, "learning_rate": learning_rate}
 """Name in a sweep file to the module that computes and draws it; the first is the default."""
@@ -104,18 +107,54 @@ def write_report(sweep: str, runs: Path) -> Path:
 
 
 def publish(sweep: str, runs: Path, results_dir: Path) -> Path:
-    """Copy the tidy table of `sweep` to the published results, report and figures beside it; return where it is."""
-    source = results_path(sweep, runs)
+    """Copy the tidy table of `sweep` to the published results, its report, figures and trials beside it; return where.
+
+    Raises DataError where the published table holds finished trials that this sweep plans and has not: they would be
+    lost.
+    """
+    source, target = results_path(sweep, runs), results_dir / f"{sweep}.csv"
     read_results(source)
+    record = read_sweep(sweep, runs)
+    if lost := _only_published(record, trials_path(target)):
+        raise DataError(
+            f"{target} holds {len(lost)} finished trials that {source} lacks, such as {lost[0]}; "
+            f"run `make sweep SWEEP={sweep} REUSE=1` to take them in, or delete {trials_path(target)} to drop them"
+        )
     report = write_report(sweep, runs).with_suffix(".md")
     text = report.read_text()
     for figure in sorted(report.parent.glob("*.png")):
         write_if_changed(results_dir / f"{sweep}-{figure.name}", figure.read_bytes())
         text = text.replace(f"]({figure.name})", f"]({sweep}-{figure.name})")
     write_if_changed(results_dir / f"{sweep}.md", text.encode())
-    target = results_dir / f"{sweep}.csv"
     write_if_changed(target, source.read_bytes())
+    write_if_changed(trials_path(target), as_bytes(_kept(record)))
     return target
+
+
+def _finished(record: SweepRecord) -> list[TrialRecord]:
+    return [trial for trial in record.trials if trial.status is Status.FINISHED]
+
+
+def _only_published(record: SweepRecord, path: Path) -> list[str]:
+    """Return the planned trials that are finished in the published file `path` alone."""
+    if not path.is_file():
+        return []
+    here = {trial.trial for trial in _finished(record)}
+    there = read_trials(path.read_bytes(), source=path)
+    return [trial.trial for trial in record.trials if trial.trial in there and trial.trial not in here]
+
+
+def _kept(record: SweepRecord) -> dict[str, KeptTrial]:
+    """Return the finished trials of a sweep as they are published."""
+    kept: dict[str, KeptTrial] = {}
+    for trial in _finished(record):
+        samples = (
+            KeptSample(*key, sample.value, sample.problems, sample.draws.astype(np.float32))
+            for key, sample in trial.samples.items()
+        )
+        result = {name: value for name, value in trial.result.items() if name != "reused"}
+        kept[trial.trial] = KeptTrial(result, tuple(samples))
+    return kept
 
 
 def _verdict(frame: pd.DataFrame, record: SweepRecord, figures: set[str]) -> list[Element]:

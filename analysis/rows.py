@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from analysis.gap import Gap, gap_closed
-from analysis.stats import Arrays, Key, Sample, TrialSample, keys_of, pool, trial_sample
+from analysis.stats import Arrays, Key, Sample, TrialSample, pool, samples_of
 from peft_study.igsm.families import family_named
 from peft_study.records import METRICS, Status
 from peft_study.rng import derive_seed
@@ -48,9 +48,19 @@ class TrialRecord(NamedTuple):
     result: dict[str, Any]
     """`result.json`; empty where there is none."""
     outcomes: Arrays
-    """`outcomes.npz`; empty unless finished."""
+    """`outcomes.npz`; empty unless finished, and for a trial that was taken from a published table."""
     alarms: tuple[str, ...] = ()
     """What the plan says a reader must know."""
+    kept: dict[Key, Sample] | None = None
+    """Samples of a trial that was taken from a published table."""
+
+    @property
+    def samples(self) -> dict[Key, Sample]:
+        """Return what can be pooled with other trials."""
+        if self.kept is not None:
+            return self.kept
+        n = int(self.config["evaluation"]["n"]) if self.outcomes else 0
+        return samples_of(self.outcomes, n=n, seed=BOOTSTRAP_SEED)
 
 
 class SweepRecord(NamedTuple):
@@ -123,12 +133,9 @@ def _samples(trials: Sequence[TrialRecord]) -> dict[str, dict[Key, list[TrialSam
     samples: dict[str, dict[Key, list[TrialSample]]] = {}
     for record in trials:
         of_arm = samples.setdefault(record.arm, {})
-        for key in keys_of(record.outcomes):
-            n = int(record.config["evaluation"]["n"])
-            sample = trial_sample(record.outcomes, key, n=n, seed=BOOTSTRAP_SEED)
-            if sample is not None:
-                base_seed = int(record.config["base"]["seed"])
-                of_arm.setdefault(key, []).append(TrialSample(base_seed, sample))
+        for key, sample in record.samples.items():
+            base_seed = int(record.config["base"]["seed"])
+            of_arm.setdefault(key, []).append(TrialSample(base_seed, sample))
     return samples
 
 

@@ -103,6 +103,12 @@ def trial_sample(outcomes: Arrays, key: Key, *, n: int, seed: int) -> Sample | N
     return Sample(auroc(scores, labels), draws, n)
 
 
+def samples_of(outcomes: Arrays, *, n: int, seed: int) -> dict[Key, Sample]:
+    """Return all that can be pooled from the arrays of a trial over `n` problems."""
+    found = {key: trial_sample(outcomes, key, n=n, seed=seed) for key in keys_of(outcomes)}
+    return {key: sample for key, sample in found.items() if sample is not None}
+
+
 def pool(trials: Sequence[TrialSample], *, arm: str, bases: Sequence[int], seed: int) -> Sample:
     """Return the mean over the `trials` whose base is among `bases`; bases are drawn alike for all arms, trial
     seeds for each `arm` on its own."""

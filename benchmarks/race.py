@@ -157,13 +157,16 @@ def race(
     )
 
 
-def alone(side: Side, *, units: int = 3, warm_up: int = 2) -> float:
-    """Return the seconds of a unit of one side that has the machine to itself."""
+def alone(side: Side, *, units: int = 5, warm_up: int = 3) -> float:
+    """Return the seconds of a unit, the median of `units`, of one side that has the machine to itself."""
     pipe, process = _start(side, warm_up)
     try:
         pipe.recv()
-        pipe.send(units)
-        return pipe.recv()[0] / units
+        times = []
+        for _ in range(units):
+            pipe.send(1)
+            times.append(pipe.recv()[0])
+        return statistics.median(times)
     finally:
         process.kill()
         process.join()

@@ -69,6 +69,8 @@ OverridesArgument = Annotated[
     ),
 ]
 RUNS = Path("runs")
+ResultsOption = Annotated[Path, typer.Option(help="Folder of the published tables.")]
+RESULTS = Path("results")
 
 
 def _print_version(wanted: bool) -> None:
@@ -94,6 +96,10 @@ def sweep(
     *,
     plan: Annotated[bool, typer.Option("--plan", help="Print what would run, and how long, and stop.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Take the finished trials of the published table in --results.")
+    ] = False,
+    results: ResultsOption = RESULTS,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Trials side by side; left out for one a core (one on a GPU).")
     ] = None,
@@ -118,7 +124,14 @@ def sweep(
         return
     from peft_study.study.sweep import run_sweep
 
-    outcome = run_sweep(planned, runs, workers=workers, retry_failed=retry_failed, console=console)
+    outcome = run_sweep(
+        planned,
+        runs,
+        workers=workers,
+        retry_failed=retry_failed,
+        reuse_from=results if reuse else None,
+        console=console,
+    )
     _show_answer(outcome, read.name, runs, console)
     for trial, reason in outcome.reasons.items():
         typer.echo(f"failed: {trial}: {reason}", err=True)
@@ -307,7 +320,7 @@ def report(
 def publish(
     name: Annotated[str, typer.Argument(help="Name of a sweep that has been run.")] = "quick",
     runs: RunsOption = RUNS,
-    results: Annotated[Path, typer.Option(help="Folder of the published tables.")] = Path("results"),
+    results: ResultsOption = RESULTS,
 ) -> None:
     """Copy a sweep's table, report and figures to the published results, which other sweeps and the README read."""
     from analysis.report import publish as publish_table

@@ -25,6 +25,7 @@ from peft_study.study.launch import Event, Job, WorkerDiedError, Workers, defaul
 from peft_study.study.ledger import Ledger, grid_space, headline, search_space
 from peft_study.study.plan import Plan, PlannedTrial, Sweep, searched_trial
 from peft_study.study.progress import ProgressReport, SweepProgress
+from peft_study.study.reuse import reuse
 from peft_study.study.stores import best_effort, check_stores, locked, read_metrics, read_result, storage_errors
 from peft_study.study.tracking import Tracker, TrialRun
 
@@ -75,9 +76,12 @@ def run_sweep(
     run: TrialRunner | None = None,
     workers: int | None = None,
     retry_failed: bool = False,
+    reuse_from: Path | None = None,
     console: Console | None = None,
 ) -> Outcome:
     """Run what is missing of `plan` under the folder `runs` and return how all its trials ended.
+
+    What is finished in the published table of the sweep in the folder `reuse_from` is not run again.
 
     `workers` trials run side by side, each in a process of its own; 0 runs them in this process, None lets the
     machine decide.
@@ -86,7 +90,11 @@ def run_sweep(
     busy = f"sweep {name} is already running in {runs / name}; wait for it, or stop it and run the same command again"
     check_stores(runs)
     with storage_errors(runs), locked(runs / name / ".lock", busy=busy):
-        sweep = RunningSweep(plan, runs, console or Console())
+        console = console or Console()
+        if reuse_from is not None:
+            taken = reuse(plan, runs, reuse_from)
+            console.print(f"{taken} finished trials taken from {reuse_from}", soft_wrap=True)
+        sweep = RunningSweep(plan, runs, console)
         try:
             sweep.reconcile(retry_failed=retry_failed)
             sweep.run_all(run or train_trial, workers_for(plan.sweep, workers))

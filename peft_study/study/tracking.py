@@ -24,6 +24,7 @@ from peft_study.igsm.families import family_named
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig, flatten
 from peft_study.study.plan import PlannedTrial, Sweep
+from peft_study.study.reuse import SAMPLES
 from peft_study.study.stores import (
     MLFLOW,
     check_database,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "peft_study"
-ARTIFACTS = ("result.json", "outcomes.npz", "config.yaml", "provenance.json", "samples.jsonl", "metrics.jsonl")
+ARTIFACTS = ("result.json", "outcomes.npz", SAMPLES, "config.yaml", "provenance.json", "samples.jsonl", "metrics.jsonl")
 ADAPTER = "adapter"
 RUN_STATUS = {
     Status.FINISHED: "FINISHED",

@@ -134,7 +134,12 @@ def test_publish_copies_table_report_and_figures(runs: Path, sweep: SweepRecord,
     assert f"]({figure.name})" in (tmp_path / "made-up.md").read_text()
     with pytest.raises(DataError, match="no such table"):
         publish("slow", runs, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["made-up-headline.png", "made-up.csv", "made-up.md"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "made-up-headline.png",
+        "made-up.csv",
+        "made-up.md",
+        "made-up.npz",
+    ]
 
 
 def test_published_rows_are_the_papers() -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from peft_study.igsm.families import NANO
+from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Stopped
 from peft_study.study.config import TrialConfig, config_hash
 from peft_study.study.plan import build_plan, read_sweep
@@ -157,7 +158,10 @@ def make_result(
         "status": "failed" if reason else "finished",
         "reason": reason,
         "config": config.model_dump(mode="json"),
-        "provenance": {"commit": "0123abc"},
+        "provenance": {
+            "commit": "0123abc",
+            "base_weights": fingerprint(base_folder(config.base, config.data.family)),
+        },
         "tokens": config.training.tokens,
         "tokens_with_loss": config.training.tokens // 3,
         "trainable_params": 1_000,

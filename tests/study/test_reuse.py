@@ -1,0 +1,101 @@
+"""A sweep goes on from its published table, on a machine that has never run it."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from analysis.export import export_sweep
+from analysis.report import publish
+from peft_study.errors import DataError, StoreError
+from peft_study.records import Status
+from peft_study.study.plan import Plan
+from peft_study.study.reuse import read_trials, trials_path
+from peft_study.study.sweep import Outcome, run_sweep
+
+
+def sweep(plan: Plan, runs: Path, run: Any, reuse_from: Path | None = None) -> Outcome:
+    """Run a sweep in this process."""
+    return run_sweep(plan, runs, run=run, workers=0, reuse_from=reuse_from, console=Console(file=io.StringIO()))
+
+
+def half(plan: Plan) -> Plan:
+    """Return the plan of the first seed alone."""
+    return plan._replace(trials=tuple(planned for planned in plan.trials if planned.config.seed == 0))
+
+
+@pytest.fixture
+def published(plan: Plan, runs: Path, fake: Any, tmp_path: Path) -> Path:
+    """Return a folder with the published table of half of the plan."""
+    sweep(half(plan), runs, fake.FakeTrial())
+    publish_of(plan, runs, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def publish_of(plan: Plan, runs: Path, results: Path) -> Path:
+    export_sweep(plan.sweep.name, runs)
+    results.mkdir(exist_ok=True)
+    return publish(plan.sweep.name, runs, results)
+
+
+def test_only_what_is_not_published_is_run(plan: Plan, fake: Any, published: Path, tmp_path: Path) -> None:
+    elsewhere, trial = tmp_path / "elsewhere", fake.FakeTrial()
+    outcome = sweep(plan, elsewhere, trial, published)
+    done = {planned.trial for planned in half(plan).trials}
+    assert trial.ran == [planned.trial for planned in plan.trials if planned.trial not in done]
+    assert set(outcome.statuses.values()) == {Status.FINISHED}
+    # What comes of it is what one sitting gives, intervals over all trials included.
+    at_once = tmp_path / "at-once"
+    sweep(plan, at_once, fake.FakeTrial())
+    tables = [publish_of(plan, runs, tmp_path / f"results-{runs.name}") for runs in (elsewhere, at_once)]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+    assert trials_path(tables[0]).read_bytes() == trials_path(tables[1]).read_bytes()
+    # Again, and nothing is left to do.
+    assert not sweep(plan, elsewhere, fake.FakeTrial(), published).changed
+
+
+def test_a_result_that_is_there_is_kept(plan: Plan, fake: Any, published: Path, runs: Path) -> None:
+    before = {path: path.read_bytes() for path in runs.glob("*/*/result.json")}
+    sweep(plan, runs, fake.FakeTrial(), published)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_trials_of_another_config_are_not_taken(plan: Plan, fake: Any, published: Path, tmp_path: Path) -> None:
+    path = trials_path(published / f"{plan.sweep.name}.csv")
+    kept = read_trials(path.read_bytes(), source=path)
+    assert set(kept) == {planned.trial for planned in half(plan).trials}
+    others = plan._replace(trials=tuple(planned for planned in plan.trials if planned.trial not in kept))
+    trial = fake.FakeTrial()
+    sweep(others, tmp_path / "elsewhere", trial, published)
+    assert trial.ran == [planned.trial for planned in others.trials]
+
+
+def test_trials_of_another_base_are_refused(
+    plan: Plan, fake: Any, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_study.study.sweep.fingerprint", lambda _: "other weights")
+    with pytest.raises(StoreError, match=r"made from other weights .* than .* has now \(other weights\)"):
+        sweep(plan, tmp_path / "elsewhere", fake.FakeTrial(), published)
+
+
+def test_what_was_published_is_not_lost(plan: Plan, fake: Any, published: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    rest = plan._replace(trials=tuple(planned for planned in plan.trials if planned.config.seed == 1))
+    sweep(rest, elsewhere, fake.FakeTrial())
+    sweep(plan, elsewhere, fake.FakeTrial(failing=("correction-lora-r1",)))
+    first = next(planned.trial for planned in half(plan).trials)
+    with pytest.raises(DataError, match=f"finished trials that .* lacks, such as {first}; .*REUSE=1"):
+        publish_of(plan, elsewhere, published)
+
+
+def test_nothing_published_and_damage_are_said(plan: Plan, fake: Any, published: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no published trials to reuse: .* is missing"):
+        sweep(plan, tmp_path / "elsewhere", fake.FakeTrial(), tmp_path)
+    path = trials_path(published / f"{plan.sweep.name}.csv")
+    for content in (b"", path.read_bytes()[:-100], b"PK" + bytes(100), json.dumps({}).encode()):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"cannot be read .* restore it"):
+            sweep(plan, tmp_path / "elsewhere", fake.FakeTrial(), published)
