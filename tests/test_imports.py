@@ -37,6 +37,7 @@ DOORS = {
     "optuna": ("peft_study.study.ledger",),
     "peft": ("peft_study.models.adapters",),
     "datasets": ("peft_study.igsm.export",),
+    "math_verify": ("peft_study.corpora.math",),
     "numba": ("peft_study.igsm.fast",),
     "bitsandbytes": ("peft_study.models.quantize",),
     "ray": ("peft_study.study.launch",),

@@ -1,0 +1,1 @@
+"""Real problems and their solutions: loaded, graded, and turned into documents that skills are learned from."""

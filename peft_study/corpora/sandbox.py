@@ -1,0 +1,390 @@
+"""Programs that nobody has read, run where they can do no harm: Linux only.
+
+    with Sandbox(Limits(), allow_untrusted_code=True) as sandbox:
+        outcomes = sandbox.run([Job(program, "add", "assert candidate(2, 3) == 5")])
+
+Each program runs in a process of its own, which the kernel denies: the network, other processes, files other than
+Python's library (and one folder in memory that is thrown away), starting other programs, and more CPU time, memory,
+processes, output or disk than `Limits` says. Which layers hold that up depends on the machine (`Layer`); they are
+tried out before the first program, and where too few are in force nothing runs.
+
+The tests run in a second process, which alone can write the verdict and which alone has the tests. It passes plain
+values to the program's function and gets plain values back. So a program cannot fake its verdict by ending early, by
+what it prints, by classes that compare equal to everything, or by looking for the tests or a secret in its memory.
+
+Not resisted: a bug of the kernel; what one program can learn of the machine from time, and from the names and sizes
+of files where there are no namespaces; the use of CPU and memory up to the limits; a program that knows the answers.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from peft_study.corpora.records import Grade
+from peft_study.corpora.sandbox_values import dumps
+from peft_study.errors import ConfigError, DataError, SandboxError
+
+_START = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from peft_study.corpora import sandbox_child; sandbox_child.main()"
+)
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/tmp",
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+}
+"""All that a program finds in its environment."""
+_GRACE = 5.0
+"""Seconds that a warden has to end after its input has."""
+_PATIENCE = 60.0
+"""Seconds beyond the limit after which a warden that does not answer is given up."""
+
+
+class Limits(BaseModel):
+    """What one program may use; its examiner has the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpu_seconds: int = Field(default=20, ge=1)
+    """Seconds of CPU time of a process. This ends most endless programs, however busy the machine is."""
+    wall_seconds: float = Field(default=120.0, gt=0)
+    """Seconds from the program's start to the verdict; for programs that wait."""
+    memory_mib: int = Field(default=1024, ge=64)
+    """MiB of address space of a process; Python itself takes some 30."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """Processes and threads at once, the program's first included; each of them may use the memory and the CPU time."""
+    output_bytes: int = Field(default=4 << 20, ge=1)
+    """Bytes that are printed in all, and bytes of one returned value."""
+    file_mib: int = Field(default=16, ge=1)
+    """MiB of all files in the program's folder. Without `Layer.NAMESPACES` it has no folder, and can write no file."""
+
+
+class Layer(StrEnum):
+    """What holds a program in. Needed: `seccomp`, one of `namespaces` and `landlock`, and for root `uid`."""
+
+    SECCOMP = "seccomp"
+    """A filter of system calls: no sockets, no exec, no signals or limits for others, no memory beside the limit."""
+    NAMESPACES = "namespaces"
+    """A root, a network and a table of processes of its own."""
+    LANDLOCK = "landlock"
+    """Only Python's library can be opened (and the program's folder, where it has one)."""
+    UID = "uid"
+    """A user id that nobody has, so that the limits bind although the caller is root."""
+
+
+class Job(NamedTuple):
+    """One program and what it is asked."""
+
+    program: str
+    """Source text; not trusted."""
+    entry_point: str
+    """Name of the function that the exam calls as `candidate`; empty for none."""
+    exam: str
+    """Source text that runs in the examiner: an AssertionError is wrong, its end right, SystemExit its own mistake."""
+    data: Any = None
+    """Plain value that the exam finds as `data`."""
+
+
+class Outcome(NamedTuple):
+    """What became of a program."""
+
+    grade: Grade
+    reason: str
+    """One line; empty if right. Part of it may be the program's own words."""
+    seconds: float
+    """From the program's start to the verdict."""
+
+
+class Protection(NamedTuple):
+    """What is in force."""
+
+    layers: frozenset[Layer]
+    limits: Limits
+    uids: tuple[int, int] | None
+    """Users of the first worker's programs and of their examiners; None for the caller's own."""
+
+    def describe(self) -> str:
+        """Return one line for a log."""
+        user = f"user {self.uids[0]}" if self.uids else "the same user"
+        values = " ".join(f"{name}={value}" for name, value in self.limits)
+        return f"sandbox: {' '.join(sorted(self.layers))}; as {user}; {values}"
+
+
+class Sandbox:
+    """A place to run untrusted programs in.
+
+    `workers` programs run at once. `layers` are those to try: all, unless a machine has one that misbehaves. `python`
+    is the command of the interpreter for the programs (3.11 or later), for a machine where a user without rights
+    cannot read the present one. ConfigError without `allow_untrusted_code`, SandboxError where protection lacks.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        allow_untrusted_code: bool = False,
+        workers: int = 1,
+        layers: frozenset[Layer] = frozenset(Layer),
+        python: Sequence[str] = (sys.executable,),
+    ) -> None:
+        if not allow_untrusted_code:
+            raise ConfigError(
+                "allow_untrusted_code is False: this runs programs that a model wrote on this machine, each in a "
+                "process without network and rights, with limits; set it to True if you want that"
+            )
+        if workers < 1:
+            raise ConfigError(f"workers must be at least 1, but is {workers}")
+        if not sys.platform.startswith("linux"):
+            raise SandboxError(f"programs run on Linux only, but this is {sys.platform}: use a container")
+        self.limits = limits or Limits()
+        self._python, self._layers, self._workers = python, layers, workers
+        self._wardens: list[_Warden] = []
+        self._free: queue.SimpleQueue[_Warden] = queue.SimpleQueue()
+        try:
+            self.protection = self._set_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes of the sandbox."""
+        for warden in self._wardens:
+            warden.close()
+
+    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """Run each program and return the outcomes in the same order; DataError for an exam that is itself broken."""
+        with ThreadPoolExecutor(self._workers) as pool:
+            return list(pool.map(self._run, jobs))
+
+    def _run(self, job: Job) -> Outcome:
+        warden = self._free.get()
+        try:
+            reply = warden.run(job)
+        except LostError as error:
+            # Whatever the program did to it, the next one finds a new warden.
+            warden.close()
+            self._wardens.remove(warden)
+            warden = self._start()
+            reply = {"grade": Grade.CRASHED, "reason": f"took its sandbox down: {error}", "seconds": 0.0}
+        finally:
+            self._free.put(warden)
+        if reply["grade"] == "broken":
+            raise DataError(f"the tests of {job.entry_point!r} cannot be run: {_line(reply['reason'])}")
+        return Outcome(Grade(reply["grade"]), _line(reply["reason"]), reply["seconds"])
+
+    def _start(self) -> "_Warden":
+        warden = _Warden(self._python, self.limits, self._layers)
+        self._wardens.append(warden)
+        return warden
+
+    def _set_up(self) -> Protection:
+        """Start the wardens, find out which layers hold, and refuse if those are too few."""
+        why = ""
+        try:
+            first = self._start()
+        except LostError as error:
+            why = f" ({error})"
+            self._layers -= {Layer.NAMESPACES}
+            try:
+                first = self._start()
+            except LostError as second:
+                raise SandboxError(
+                    f"the sandbox cannot start: {second}; name another interpreter as `python`"
+                ) from None
+        lack = lacking(first.layers, root=first.root, processes=self.limits.processes)
+        if lack:
+            raise SandboxError(f"this machine cannot hold untrusted programs: {lack}{why}")
+        self._free.put(first)
+        for _ in range(self._workers - 1):
+            self._free.put(self._start())
+        self._try_out()
+        return Protection(first.layers, self.limits, first.uids)
+
+    def _try_out(self) -> None:
+        """Run a program that tries to get out; SandboxError if it gets anywhere."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, mode in ((".", 0o777), ("file", 0o666)):
+                Path(folder, name).touch()
+                Path(folder, name).chmod(mode)
+            forks = self.limits.processes > 1
+            data = (folder, self.limits.memory_mib << 20, forks)
+            outcome = self._run(Job(ESCAPES, "escapes", "found = candidate(*data)\nassert not found, found", data))
+        if outcome.grade != Grade.RIGHT:
+            raise SandboxError(
+                f"this machine cannot hold untrusted programs: a trial of the sandbox ended with {outcome.reason!r}; "
+                "if it could not import, name a Python that every user can read as `python`"
+            )
+
+
+def lacking(layers: frozenset[Layer], *, root: bool, processes: int) -> str:
+    """Return what is missing for programs to be held in, empty if nothing is.
+
+    >>> lacking(frozenset({Layer.SECCOMP, Layer.LANDLOCK}), root=False, processes=1)
+    ''
+    """
+    if Layer.SECCOMP not in layers:
+        return "system calls cannot be filtered (seccomp, on x86-64 or aarch64), so the network is open; use another"
+    if not layers & {Layer.NAMESPACES, Layer.LANDLOCK}:
+        return "files are open: it has neither namespaces nor Landlock (Linux 5.13); use a kernel with one of them"
+    if root and Layer.UID not in layers:
+        return "root is not bound by limits and cannot become another user here; run as an ordinary user"
+    if processes > 1 and Layer.NAMESPACES not in layers:
+        return f"processes is {processes}, but without namespaces some could outlive the program; set it to 1"
+    return ""
+
+
+ESCAPES = """
+import colorsys, os, socket  # a module that is not loaded yet: Python's library can be read
+
+def escapes(folder, memory, forks):
+    def fork():
+        if os.fork() == 0:
+            os._exit(0)
+
+    attempts = {
+        "opens a socket": socket.socket,
+        "reads a file": lambda: open(f"{folder}/file").close(),
+        "writes to a file": lambda: open(f"{folder}/file", "a").close(),
+        "makes a file": lambda: open(f"{folder}/new", "w").close(),
+        "sees other processes": lambda: open(f"/proc/{os.getppid()}/environ").close(),
+        "signals its parent": lambda: os.kill(os.getppid() or 2, 0),
+        "starts a program": lambda: os.execv("/bin/true", ["true"]),
+        "takes too much memory": lambda: bytearray(memory),
+    }
+    if not forks:
+        attempts["starts a process"] = fork
+    found = ["is root"] if 0 in os.getresuid() else []
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except (OSError, MemoryError):
+            continue
+        found.append(name)
+    return found
+"""
+"""A program that tries to get out, and returns the ways that were open."""
+
+
+class LostError(Exception):
+    """A warden ended, or answers no more."""
+
+
+class _Warden:
+    """One process of `sandbox_child`, and the pipes to it."""
+
+    def __init__(self, python: Sequence[str], limits: Limits, layers: frozenset[Layer]) -> None:
+        exam, self._exam = os.pipe()
+        self._reasons, reasons = os.pipe()
+        os.set_blocking(self._reasons, False)
+        # No module beside Python's own, no byte code written, and nothing of our environment.
+        command = [*python, "-s", "-S", "-P", "-B", "-c", _START, str(Path(__file__).parents[2])]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=_ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,  # Ctrl-C is ours to handle
+                pass_fds=(exam, reasons),
+            )
+        except OSError as error:
+            os.close(self._exam)
+            os.close(self._reasons)
+            raise LostError(f"{python[0]} does not run ({error.strerror})") from None
+        finally:
+            os.close(exam)
+            os.close(reasons)
+        self._patience = limits.wall_seconds + _PATIENCE
+        try:
+            self._send({"layers": sorted(layers), "exam": exam, "reasons": reasons, **limits.model_dump()})
+            ready = self._receive()
+        except LostError:
+            self.close()
+            raise
+        self.layers = frozenset(Layer(name) for name in ready["layers"])
+        self.uids: tuple[int, int] | None = tuple(ready["uids"]) if ready["uids"] else None
+        self.root: bool = ready["root"]
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Run a job and return its outcome as the warden words it."""
+        exam = dumps((job.exam, job.data))  # before anything is sent: a value may not be plain
+        self._send({"program": job.program, "entry_point": job.entry_point})
+        try:
+            data = len(exam).to_bytes(8, "big") + exam
+            while data:
+                data = data[os.write(self._exam, data) :]
+        except BrokenPipeError:
+            pass  # The warden has ended; what it says follows.
+        reply = self._receive()
+        said = b""
+        with contextlib.suppress(BlockingIOError):
+            said = os.read(self._reasons, 1 << 16)
+        if reply["reason"] is None:
+            # An examiner that was ended before its verdict may have left a line before this one.
+            reply["reason"] = json.loads(said.splitlines()[-1])
+        return reply
+
+    def close(self) -> None:
+        """End the warden, and all that it runs with it; does nothing the second time."""
+        assert self._process.stdin
+        if not self._process.stdin.closed:
+            # At the end of its input it ends by itself and reaps its own; killed, it would leave that to others.
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            try:
+                self._process.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            assert self._process.stdout
+            self._process.stdout.close()
+            os.close(self._exam)
+            os.close(self._reasons)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin
+        if self._process.stdin.closed:
+            raise LostError("it has been closed")
+        try:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise LostError("it has ended") from None
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout
+        if not select.select([self._process.stdout], [], [], self._patience)[0]:
+            raise LostError("it does not answer")
+        line = self._process.stdout.readline()
+        if not line:
+            raise LostError("it has ended")
+        message = json.loads(line)
+        if "fault" in message:
+            raise LostError(message["fault"])
+        return message
+
+
+def _line(text: str) -> str:
+    """Return a text as one line of characters that can be printed."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
