@@ -27,6 +27,7 @@ from peft_study.models.base import Architecture, build_base
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
+from peft_study.training.batches import StreamTask
 from peft_study.training.machine import prepare_process, settled
 from peft_study.training.pretrain import PretrainConfig
 from peft_study.training.supervised import train
@@ -83,9 +84,7 @@ def training(family: str, folder: Path) -> float:
     ended: list[float] = []
     train(
         learner,
-        stream,
-        stream.read(1),
-        SkillConfig(problem_weight=PretrainConfig().problem_weight),
+        StreamTask(stream, stream.read(1), SkillConfig(problem_weight=PretrainConfig().problem_weight)),
         settled(config, folder, learner.model.config.head_dim),
         folder=folder,
         seed=0,

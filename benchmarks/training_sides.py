@@ -26,11 +26,12 @@ from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
 from peft_study.skills.targets import correction_targets
 from peft_study.training.bank import Slot, train_bank
+from peft_study.training.batches import StreamTask, batch_loss
 from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import prepare_process, settled
 from peft_study.training.optim import BETAS, EPSILON
 from peft_study.training.run import Point, Run
-from peft_study.training.supervised import batch_loss, make_batch, train
+from peft_study.training.supervised import train
 
 SHAPES = {
     "nano": Architecture(),
@@ -75,9 +76,7 @@ def ours(gate: Gate, *, shape: str, method: dict[str, Any], windows: int, thread
         nothing = WindowStream(STREAM).read(0)
         train(
             learner,
-            stream,
-            nothing,
-            SkillConfig(name="correction"),
+            StreamTask(stream, nothing, SkillConfig(name="correction")),
             config,
             folder=folder,
             seed=0,
@@ -197,8 +196,8 @@ def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, thread
         while True:
             for slot in slots:
                 run = slot.run
-                batch = make_batch(run.stream.read(windows), slot.skill, torch.device("cpu"))
-                loss = batch_loss(run.learner, batch, slot.skill)
+                (batch,) = slot.task.batches(windows, slice(None), 0, torch.device("cpu"))
+                loss = batch_loss(run.learner, batch)
                 loss.backward()
                 run.masters.take_gradients()
                 torch.nn.utils.clip_grad_norm_(list(run.masters.values.values()), run.config.clip_norm)
@@ -236,6 +235,7 @@ def _slot(folder: Path, shape: str, rank: int, windows: int, seed: int) -> Slot:
     method = MethodConfig(name="lora", rank=rank, embeddings="none")
     learner = Learner(build_base(NANO, SHAPES[shape], 0), method, word_ids(NANO), seed)
     stream = WindowStream(STREAM.model_copy(update={"seed": seed}))
+    task = StreamTask(stream, WindowStream(STREAM).read(0), SkillConfig(name="correction"))
     folder.mkdir()
-    run = Run(learner, stream, _config(learner, stream, windows, folder.parent), folder=folder, seed=seed)
-    return Slot(run, SkillConfig(name="correction"), WindowStream(STREAM).read(0), lambda _: False)
+    run = Run(learner, task, _config(learner, stream, windows, folder.parent), folder=folder, seed=seed)
+    return Slot(run, task, lambda _: False)

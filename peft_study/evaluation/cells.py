@@ -33,7 +33,7 @@ from peft_study.records import Measure
 from peft_study.rng import derive_seed
 from peft_study.skills.config import DataConfig, SkillConfig
 from peft_study.stats import best_threshold, mean_interval
-from peft_study.training.supervised import batch_loss, make_batch
+from peft_study.training.batches import batch_loss, make_batch
 
 SAMPLES = 8
 """Outputs a cell keeps for people to read."""
@@ -95,7 +95,7 @@ class Evaluator:
         device = next(learner.parameters()).device
         with torch.no_grad():
             batches = [make_batch(Tokens(i[None], k[None]), skill, device) for i, k in zip(*validation, strict=True)]
-            values = [float(batch_loss(learner, batch, skill)) for batch in batches if len(batch.answers_N)]
+            values = [float(batch_loss(learner, batch)) for batch in batches if len(batch.answers_N)]
         return Measure(
             "validation", "stream", None, "loss", float(np.mean(values)), *mean_interval(values, seed=0), len(values)
         )

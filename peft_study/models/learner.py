@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
 from peft_study.igsm.text import BACK, END, RIGHT, WRONG
+from peft_study.models.abstract import AbstractLearner
 from peft_study.models.adapters import PeftModel, attach, embedding_adapter, load_adapter, read_table
 from peft_study.models.attention import first_seen
 from peft_study.models.base import load_model, load_tensors
@@ -20,7 +21,7 @@ from peft_study.models.fused import Attention, backbone, read_layers, seen_by
 PROBE_FILE = "probe.safetensors"
 
 
-class Learner(nn.Module):
+class Learner(AbstractLearner):
     """Runs ids to logits at chosen positions only, since most positions have no loss.
 
     A position sees what stands before it in its document, which an [END] opens; without that the documents packed into
@@ -51,6 +52,8 @@ class Learner(nn.Module):
         self.attention: Attention = "sdpa"
         """What computes attention."""
         self._backbone = backbone
+        self._kept: dict[str, Tensor] = {}
+        """What is not trained, in fp32, while the model computes in another type."""
         model.requires_grad_(method.name == "full")
         if method.name == "lora":
             self._adapted = [load_adapter(model, saved) if saved else attach(model, method, self.row_ids, seed)]
@@ -99,19 +102,38 @@ class Learner(nn.Module):
             return self.probe(hidden_ND)
         return functional.linear(hidden_ND, head_VD[self.verdict_ids])
 
+    def place(self, device: torch.device) -> None:
+        """Move to `device`."""
+        self.to(device)
+
+    def begin(self, dtype: torch.dtype, attention: str, *, compiled: bool) -> None:
+        """Compute in `dtype` with `attention`, the layers compiled or not; a bf16 base is given back by `end`."""
+        self._kept = {name: p.detach().clone() for name, p in self.named_parameters() if not p.requires_grad}
+        self._cast(dtype)
+        self.attention = cast(Attention, attention)
+        if compiled:
+            self.compile_layers()
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Be in fp32 again, what was not trained as it was."""
+        self._cast(torch.float32)
+        for name, parameter in self.named_parameters():
+            if name in self._kept:
+                parameter.copy_(self._kept[name])
+        self._kept = {}
+        self.attention = "sdpa"
+
+    def _cast(self, dtype: torch.dtype) -> None:
+        # Of the parameters alone: the rotary frequencies, a buffer, would not come back as they were.
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+
     def compile_layers(self) -> None:
         """Compile the layers."""
         # A second kind of adapter in this process would make the shapes of both dynamic, and slow; an eighth, eager.
         torch.compiler.reset()
         self._backbone = torch.compile(backbone, dynamic=False)
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Return what is trained, by name."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
-
-    def num_trainable(self) -> int:
-        """Return the number of trained values."""
-        return sum(parameter.numel() for parameter in self.trainable().values())
 
     def merged(self) -> Qwen3ForCausalLM:
         """Return a plain model with the adapter merged in, for generation; the learner is left as it is."""

@@ -26,6 +26,7 @@ from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig
 from peft_study.study.provenance import provenance
+from peft_study.training.batches import StreamTask
 from peft_study.training.machine import settled
 from peft_study.training.run import Point, TrainingSummary
 from peft_study.training.supervised import train
@@ -84,9 +85,7 @@ def train_learner(
     if config.method.name in TRAINED and config.training.tokens:
         summary = train(
             learner,
-            WindowStream(settings),
-            validation,
-            config.skill,
+            StreamTask(WindowStream(settings), validation, config.skill),
             settled(config.training, folder.parent, learner.model.config.head_dim),
             folder=folder / "checkpoint",
             seed=config.seed,

@@ -20,14 +20,13 @@ from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
 from peft_study.errors import ConfigError
-from peft_study.igsm.stream import Tokens
 from peft_study.models.adapters import Linear, Role, place_of, scale_of
 from peft_study.models.attention import first_seen
 from peft_study.models.fused import Attention, backbone, read_layers, seen_by
-from peft_study.skills.config import SkillConfig
+from peft_study.models.learner import Learner
+from peft_study.training.batches import Batch, StreamTask, loss_of, validation_loss
 from peft_study.training.optim import BETAS, EPSILON
 from peft_study.training.run import Point, Run, TrainingSummary
-from peft_study.training.supervised import Batch, loss_of, make_batch, validation_loss
 
 TABLE, HEAD = "model.embed_tokens", "lm_head"
 
@@ -36,9 +35,9 @@ TABLE, HEAD = "model.embed_tokens", "lm_head"
 class Slot:
     """One adapter in training."""
 
-    run: Run
-    skill: SkillConfig
-    validation: Tokens
+    run: Run[Learner]
+    task: StreamTask
+    """What the run reads."""
     on_point: Callable[[Point], bool]
     """Told where the run is after each step; True ends it there."""
     error: Exception | None = None
@@ -48,7 +47,7 @@ class Slot:
     last_saved: float = field(default_factory=time.monotonic)
 
 
-def why_alone(run: Run) -> str:
+def why_alone(run: Run[Learner]) -> str:
     """Return why a run cannot share a bank, or nothing where it can."""
     method = run.learner.method
     if method.name != "lora":
@@ -182,9 +181,9 @@ class Bank:
         )
         losses: list[Tensor] = []
         head_KVD, parts = self._tables(HEAD, self.model.lm_head.weight), hidden_BTD.split(count)
-        for slot, batch, hidden_BTD, head_VD in zip(self.slots, batches, parts, head_KVD, strict=True):
-            rows = head_VD[learner.verdict_ids] if slot.skill.name == "detection" else head_VD
-            losses.append(loss_of(functional.linear(hidden_BTD[batch.where_BT], rows), batch, slot.skill))
+        for batch, hidden_BTD, head_VD in zip(batches, parts, head_KVD, strict=True):
+            rows = head_VD[learner.verdict_ids] if batch.verdict else head_VD
+            losses.append(loss_of(functional.linear(hidden_BTD[batch.where_BT], rows), batch))
         return losses
 
     @torch.no_grad()
@@ -252,8 +251,7 @@ def train_bank(
             return
         bank = bank or Bank(model, slots, attention, run_layers)
         started = time.monotonic()
-        windows = [slot.run.stream.read(slot.run.config.batch_windows) for slot in slots]
-        batches = [make_batch(read, slot.skill, bank.device) for read, slot in zip(windows, slots, strict=True)]
+        batches = [slot.task.batches(slot.run.config.batch_windows, slice(None), 0, bank.device)[0] for slot in slots]
         losses = bank.losses(batches)
         torch.stack(losses).sum().backward()
         bank.step()
@@ -269,9 +267,9 @@ def train_bank(
         for slot, loss in zip(slots, losses, strict=True):
             metrics: dict[str, float] = {}
             if slot in due:
-                learner, measured = slot.run.learner, slot.skill.model_copy(update={"problem_weight": 0.0})
+                learner = slot.run.learner
                 learner.attention = attention
-                found = validation_loss(learner, slot.validation, measured, bank.device)
+                found = validation_loss(learner, slot.task.validation(bank.device))
                 learner.attention = "sdpa"
                 metrics = {"train/loss": loss.item(), "validation/loss": found}
                 slot.run.log(metrics)

@@ -13,7 +13,9 @@ class TrainingConfig(BaseModel):
     tokens: int = Field(default=524_288, ge=0)
     """Tokens read in all; 0 trains nothing."""
     batch_windows: int = Field(default=8, ge=1)
-    """Windows of an optimiser step."""
+    """Windows of an optimiser step, of all processes together."""
+    micro_windows: int = Field(default=0, ge=0)
+    """Windows of one pass of a process; a step takes as many passes as it needs. 0: all in one."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate of AdamW; None reads the tuned value for skill, method, targets and rank from the result
     of `sweeps/lr.yaml`."""

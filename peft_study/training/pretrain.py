@@ -22,10 +22,11 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.rng import derive_seed
 from peft_study.skills.config import SkillConfig
+from peft_study.training.batches import StreamTask, make_batch
 from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import settled
 from peft_study.training.run import Point, TrainingSummary
-from peft_study.training.supervised import make_batch, train
+from peft_study.training.supervised import train
 
 SHOWN_KINDS = (
     Kind.DEFINE,
@@ -126,16 +127,14 @@ def pretrain(
     learner = Learner(base, MethodConfig(name="full"), word_ids(family), 0)
     measured = validation.read(32)
 
-    def extra(current: Learner) -> dict[str, float]:
-        metrics = accuracy_by_kind(current, measured, SkillConfig(name="correction", mask=True))
-        return metrics | (generation_accuracy(current) if generation_accuracy else {})
+    def extra() -> dict[str, float]:
+        metrics = accuracy_by_kind(learner, measured, SkillConfig(name="correction", mask=True))
+        return metrics | (generation_accuracy(learner) if generation_accuracy else {})
 
     work.mkdir(parents=True, exist_ok=True)
     summary = train(
         learner,
-        WindowStream(settings, first=_small_problems(settings, config)),
-        measured,
-        skill,
+        StreamTask(WindowStream(settings, first=_small_problems(settings, config)), measured, skill),
         settled(config.training, work, learner.model.config.head_dim),
         folder=work,
         seed=config.seed,

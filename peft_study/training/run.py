@@ -2,20 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from peft_study.errors import CheckpointError, ConfigError
 from peft_study.files import write_atomic
-from peft_study.igsm.stream import WindowStream
-from peft_study.models.learner import Learner
+from peft_study.models.abstract import AbstractLearner
 from peft_study.rng import derive_seed
+from peft_study.training.batches import Source
 from peft_study.training.checkpoint import load_state, save_state
 from peft_study.training.config import TrainingConfig
 from peft_study.training.losses import is_converged
 from peft_study.training.optim import Masters, Optimizers, rate
+
+Trained = TypeVar("Trained", bound=AbstractLearner)
 
 
 class Point(NamedTuple):
@@ -46,25 +48,32 @@ class TrainingSummary(NamedTuple):
     """What computed attention; empty where nothing was trained."""
 
 
-class Run:
+class Run(Generic[Trained]):
     """The state of one training run, from its last checkpoint in `folder` if there is one."""
 
     def __init__(
-        self, learner: Learner, stream: WindowStream, config: TrainingConfig, *, folder: Path, seed: int
+        self,
+        learner: Trained,
+        source: Source,
+        config: TrainingConfig,
+        *,
+        folder: Path,
+        seed: int,
+        writes: bool = True,
     ) -> None:
-        """Take up the run of `config`.
+        """Take up the run of `config`; without `writes` it leaves files to another process.
 
         Raises ConfigError without a learning rate, CheckpointError where the checkpoint is of another run.
         """
         if config.lr is None:
             raise ConfigError("training.lr must be a number here, but got None; set training.lr, or run inside a sweep")
-        self.learner, self.stream, self.config, self.folder = learner, stream, config, folder
+        self.learner, self.source, self.config, self.folder, self.writes = learner, source, config, folder, writes
         self.masters = Masters(learner.trainable())
         self.optimizers = Optimizers(self.masters.values, config, config.lr)
         self.step, self.seconds, self.with_loss = 0, 0.0, 0
         self.losses: list[float] = []
         """Validation loss at each logged point."""
-        self.tokens_per_step = config.batch_windows * stream.length
+        self.tokens_per_step = config.batch_windows * source.length
         self.total_steps = -(-config.tokens // self.tokens_per_step)
         self.points = {round(i * self.total_steps / config.points) for i in range(1, config.points + 1)}
         """Steps after which the validation loss is measured and logged."""
@@ -86,18 +95,20 @@ class Run:
             reason, remedy = str(error).splitlines()[0], f"delete {self.folder} to start this run again"
             raise CheckpointError(f"the checkpoint in {self.folder} is of another run ({reason}); {remedy}") from error
         self.step, self.seconds, self.with_loss = meta["step"], meta["seconds"], meta["tokens_with_loss"]
-        self.losses, self.stream.next_index = meta["losses"], meta["next_index"]
+        self.losses, self.source.next_index = meta["losses"], meta["next_index"]
 
     def _forget_later_points(self) -> None:
         """Drop what was logged after the checkpoint that the run goes on from."""
         path = self.folder / "metrics.jsonl"
-        if path.is_file():
+        if self.writes and path.is_file():
             lines = path.read_text().splitlines()
             kept = [line for line in lines if json.loads(line)["tokens"] <= self.step * self.tokens_per_step]
             write_atomic(path, "".join(line + "\n" for line in kept))
 
     def save(self) -> None:
         """Write a checkpoint: all that the run needs to go on, as tensors by name."""
+        if not self.writes:
+            return
         tensors: dict[str, Tensor] = {f"value.{name}": value for name, value in self.masters.values.items()}
         tensors |= self.optimizers.state() | {"rng": torch.get_rng_state()}
         if next(iter(self.masters.values.values())).is_cuda:
@@ -107,7 +118,7 @@ class Run:
             "seconds": self.seconds,
             "tokens_with_loss": self.with_loss,
             "losses": self.losses,
-            "next_index": self.stream.next_index,
+            "next_index": self.source.next_index,
         }
         save_state(self.folder, tensors, meta)
 
@@ -118,8 +129,9 @@ class Run:
     def log(self, metrics: dict[str, float]) -> None:
         """Keep the metrics of a point, `validation/loss` among them."""
         self.losses.append(metrics["validation/loss"])
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"tokens": self.step * self.tokens_per_step, **metrics}) + "\n")
+        if self.writes:
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"tokens": self.step * self.tokens_per_step, **metrics}) + "\n")
 
     def point(self, metrics: dict[str, float]) -> Point:
         """Return where the run is."""

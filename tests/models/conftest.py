@@ -13,7 +13,7 @@ from peft_study.models.attention import additive_mask, first_seen
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
-from peft_study.training.supervised import batch_loss, make_batch
+from peft_study.training.batches import batch_loss, make_batch
 
 METHODS = {
     "full": MethodConfig(name="full"),
@@ -77,7 +77,7 @@ def take_steps(batches: dict[str, Any]) -> Callable[..., list[float]]:
         optimizer = torch.optim.AdamW(learner.trainable().values(), lr=lr, weight_decay=0.0)
         losses = []
         for _ in range(steps):
-            loss = batch_loss(learner, batches[skill.name], skill)
+            loss = batch_loss(learner, batches[skill.name])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

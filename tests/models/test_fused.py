@@ -14,7 +14,7 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.fused import Attention, Projection, seen_by, side_by_side
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
-from peft_study.training.supervised import batch_loss
+from peft_study.training.batches import batch_loss
 
 MakeLearner = Callable[..., Learner]
 TakeSteps = Callable[..., list[float]]
@@ -42,7 +42,7 @@ class Reference(nn.Module):
 def loss_and_gradients(model: nn.Module, learner: Learner, batch: Any, skill: SkillConfig) -> dict[str, Tensor]:
     learner.zero_grad()
     torch.manual_seed(0)
-    loss = batch_loss(model, batch, skill)
+    loss = batch_loss(model, batch)
     loss.backward()
     gradients = {name: p.grad for name, p in learner.trainable().items() if p.grad is not None}
     assert gradients.keys() == learner.trainable().keys()

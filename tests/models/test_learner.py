@@ -18,7 +18,7 @@ from peft_study.models.base import Architecture, build_base
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
-from peft_study.training.supervised import batch_loss
+from peft_study.training.batches import batch_loss
 
 MakeLearner = Callable[..., Learner]
 MasksOf = Callable[[torch.Tensor, Learner], dict[str, torch.Tensor]]
@@ -176,7 +176,7 @@ def test_saved_and_loaded_by_us(
     learner.save(tmp_path)
     loaded = Learner(build_base(NANO, tiny, 0), method, word_ids(NANO), 5, saved=tmp_path)
     with torch.no_grad():
-        expected, got = (batch_loss(each.eval(), batches[skill.name], skill) for each in (learner, loaded))
+        expected, got = (batch_loss(each.eval(), batches[skill.name]) for each in (learner, loaded))
     assert float(got) == pytest.approx(float(expected), abs=1e-6)
 
 
@@ -217,12 +217,12 @@ def test_a_document_sees_itself_alone(make_learner: MakeLearner) -> None:
 @pytest.mark.usefixtures("kernel")
 def test_compiled_adapters_one_after_another_train_alike(batches: dict[str, Any]) -> None:
     """A worker trains adapters of several ranks in turn; what is only measured is not compiled."""
-    shape, skill, batch = Architecture(layers=1, width=32, heads=2, mlp_width=32), SkillConfig(), batches["correction"]
+    shape, batch = Architecture(layers=1, width=32, heads=2, mlp_width=32), batches["correction"]
     for rank in (1, 2):
         method = MethodConfig(name="lora", rank=rank)
         plain, compiled = (Learner(build_base(NANO, shape, 0), method, word_ids(NANO), 0) for _ in range(2))
         compiled.compile_layers()
-        losses = [batch_loss(learner, batch, skill) for learner in (plain, compiled)]
+        losses = [batch_loss(learner, batch) for learner in (plain, compiled)]
         assert torch.allclose(losses[0], losses[1], rtol=1e-5)
         for loss in losses:
             loss.backward()

@@ -15,8 +15,8 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
 from peft_study.skills.targets import correction_targets, decision_labels
+from peft_study.training.batches import make_batch
 from peft_study.training.losses import probability_wrong
-from peft_study.training.supervised import make_batch
 
 METHODS = [
     MethodConfig(name="full"),

@@ -20,9 +20,10 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
 from peft_study.training.bank import Bank, Slot, train_bank
+from peft_study.training.batches import StreamTask, batch_loss
 from peft_study.training.config import TrainingConfig
 from peft_study.training.run import Point, Run, TrainingSummary
-from peft_study.training.supervised import batch_loss, make_batch, train
+from peft_study.training.supervised import train
 
 LENGTH, WINDOWS = 144, 2
 SETTINGS = StreamSettings(family=NANO, ops=(1, 2), retry_rate=0.4)
@@ -67,12 +68,9 @@ def config_of(trial: Trial) -> TrainingConfig:
     return TrainingConfig.model_validate(settings | trial.training)
 
 
-def stream_of(trial: Trial) -> WindowStream:
-    return WindowStream(SETTINGS.model_copy(update={"seed": trial.seed}), length=LENGTH)
-
-
-def skill_of(trial: Trial) -> SkillConfig:
-    return SkillConfig.model_validate({"name": trial.skill})
+def task_of(trial: Trial) -> StreamTask:
+    stream = WindowStream(SETTINGS.model_copy(update={"seed": trial.seed}), length=LENGTH)
+    return StreamTask(stream, VALIDATION, SkillConfig.model_validate({"name": trial.skill}))
 
 
 def alone(
@@ -83,16 +81,14 @@ def alone(
     def told(point: Point) -> None:
         on_point(point)
 
-    return train(
-        learner, stream_of(trial), VALIDATION, skill_of(trial), config_of(trial),
-        folder=folder, seed=trial.seed, on_point=told,
-    )  # fmt: skip
+    return train(learner, task_of(trial), config_of(trial), folder=folder, seed=trial.seed, on_point=told)
 
 
 def slot_of(trial: Trial, learner: Learner, folder: Path, on_point: Callable[[Point], bool] | None = None) -> Slot:
     folder.mkdir(exist_ok=True)
-    run = Run(learner, stream_of(trial), config_of(trial), folder=folder, seed=trial.seed)
-    return Slot(run, skill_of(trial), VALIDATION, on_point or (lambda _: False))
+    task = task_of(trial)
+    run = Run(learner, task, config_of(trial), folder=folder, seed=trial.seed)
+    return Slot(run, task, on_point or (lambda _: False))
 
 
 def together(tiny: Architecture, slots: list[Slot], *, size: int = 8) -> list[tuple[Slot, TrainingSummary | None]]:
@@ -149,12 +145,12 @@ def test_loss_and_gradients_of_the_first_step(tiny: Architecture, learner_of: Le
                 value.add_(0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))))
         slot.run.masters.write()
     bank = Bank(build_base(NANO, tiny, 0).requires_grad_(requires_grad=False), slots, "sdpa")
-    batches = [make_batch(slot.run.stream.read(WINDOWS), slot.skill, torch.device("cpu")) for slot in slots]
+    batches = [slot.task.batches(WINDOWS, slice(None), 0, torch.device("cpu"))[0] for slot in slots]
     losses = bank.losses(batches)
     torch.stack(losses).sum().backward()
     gradients = {key: value.grad for key, value in bank.values.items() if value.grad is not None}
     for k, (slot, batch, loss) in enumerate(zip(slots, batches, losses, strict=True)):
-        expected = batch_loss(slot.run.learner.train(), batch, slot.skill)
+        expected = batch_loss(slot.run.learner.train(), batch)
         expected.backward()
         assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
         for name, parameter in slot.run.learner.trainable().items():

@@ -18,10 +18,11 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.records import Stopped
 from peft_study.skills.config import SkillConfig
+from peft_study.training.batches import StreamTask, batch_loss, make_batch, validation_loss
 from peft_study.training.checkpoint import load_state
 from peft_study.training.config import TrainingConfig
 from peft_study.training.run import Point, TrainingSummary
-from peft_study.training.supervised import batch_loss, make_batch, train, validation_loss
+from peft_study.training.supervised import train
 
 MakeLearner = Callable[..., Learner]
 
@@ -68,7 +69,8 @@ def run(
 
     options = SkillConfig.model_validate({"name": skill})
     stream = stream or WindowStream(SETTINGS, length=LENGTH)
-    return train(learner, stream, VALIDATION, options, configured(**changes), folder=folder, seed=7, on_point=on_point)
+    task = StreamTask(stream, VALIDATION, options)
+    return train(learner, task, configured(**changes), folder=folder, seed=7, on_point=on_point)
 
 
 def values(learner: Learner) -> dict[str, torch.Tensor]:
@@ -148,8 +150,8 @@ def test_seed_decides_the_dropout(make_learner: MakeLearner, tmp_path: Path) -> 
         learner, stream = make_learner(method), WindowStream(SETTINGS, length=LENGTH)
         folder = tmp_path / str(number)
         folder.mkdir()
-        options = SkillConfig(name="correction")
-        train(learner, stream, VALIDATION, options, configured(), folder=folder, seed=seed, on_point=lambda point: None)
+        task = StreamTask(stream, VALIDATION, SkillConfig(name="correction"))
+        train(learner, task, configured(), folder=folder, seed=seed, on_point=lambda point: None)
         runs.append(values(learner))
     assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
     assert not all(torch.equal(value, runs[2][name]) for name, value in runs[0].items())
@@ -296,8 +298,9 @@ def test_validation_loss_is_the_mean_over_targets(make_learner: MakeLearner) -> 
     windows = WindowStream(SETTINGS, length=LENGTH).read(11)  # more than one batch of eight
     whole = make_batch(windows, skill, device)
     with torch.no_grad():
-        expected = float(batch_loss(learner, whole, skill))
-    assert validation_loss(learner, windows, skill, device) == pytest.approx(expected, rel=1e-5)
+        expected = float(batch_loss(learner, whole))
+    task = StreamTask(WindowStream(SETTINGS, length=LENGTH), windows, skill)
+    assert validation_loss(learner, task.validation(device)) == pytest.approx(expected, rel=1e-5)
     assert learner.training
 
 
@@ -305,14 +308,12 @@ def test_extra_metrics_are_logged(make_learner: MakeLearner, tmp_path: Path) -> 
     points: list[Point] = []
     train(
         make_learner(MethodConfig(name="full")),
-        WindowStream(SETTINGS, length=LENGTH),
-        VALIDATION,
-        SkillConfig(name="correction"),
+        StreamTask(WindowStream(SETTINGS, length=LENGTH), VALIDATION, SkillConfig(name="correction")),
         configured(),
         folder=tmp_path,
         seed=0,
         on_point=points.append,
-        extra_metrics=lambda learner: {"extra": 4.5},
+        extra_metrics=lambda: {"extra": 4.5},
     )
     assert [line["extra"] for line in metrics(tmp_path)] == [4.5] * 3
     assert [point.tokens for point in points] == [(i + 1) * WINDOWS * LENGTH for i in range(STEPS)]
