@@ -7,9 +7,11 @@ SWEEP ?= quick
 FAMILY ?= nano
 BASE ?= error-free
 SEED ?= 0
+DATA ?= gsm8k
+QUANT ?= none
 
 .DEFAULT_GOAL := help
-.PHONY: help venv sweep smoke plan report publish ui pretrain data-peek bench bench-long bench-data test check format clean
+.PHONY: help venv sweep smoke plan report publish ui finetune pretrain data-peek bench bench-long bench-data test check format clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +44,10 @@ publish: $(STAMP)  ## copy a sweep's table, report and figures to results/ (SWEE
 
 ui: $(STAMP)  ## open MLflow on 127.0.0.1 on the runs of this folder
 	@$(RUN) ui
+
+finetune: $(STAMP)  ## fine-tune any causal language model (MODEL=hub name or folder DATA=gsm8k|igsm|file QUANT=nf4|int8|none ARGS='key=value ...')
+	@$(if $(MODEL),,$(error MODEL must be a Hub name or a folder, as in make finetune MODEL=Qwen/Qwen3-0.6B DATA=gsm8k))
+	@$(RUN) finetune --model $(MODEL) --data $(DATA) --quant $(QUANT) $(ARGS)
 
 pretrain: $(STAMP)  ## pretrain a base from scratch (FAMILY=nano BASE=error-free|retry SEED=0)
 	@$(RUN) pretrain --family $(FAMILY) --base $(BASE) --seed $(SEED)

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from peft_study import __version__
 from peft_study.cli_data import data_app
-from peft_study.errors import ConfigError, PeftStudyError
+from peft_study.errors import PeftStudyError
 
 if TYPE_CHECKING:
     from peft_study.study.progress import SweepProgress
@@ -221,55 +221,51 @@ class _PointProgress:
 def finetune(
     overrides: OverridesArgument = None,
     *,
+    model: Annotated[
+        str, typer.Option(help="Any causal language model: Hub name or folder; left out for a base of the study.")
+    ] = "",
+    data: Annotated[
+        str, typer.Option(help="gsm8k, math, igsm, a file (JSON lines, CSV, Parquet), or a `datasets` name.")
+    ] = "",
+    quant: Annotated[
+        Literal["none", "nf4", "int8"] | None, typer.Option(help="How the model's weights are held.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of config keys, changed by the overrides.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where the trial goes; left out for one under --runs.")] = None,
     runs: RunsOption = RUNS,
 ) -> None:
-    """Train and evaluate one trial, outside of any sweep.
+    """Train and evaluate one trial, outside of any sweep, with a run in MLflow.
 
-    Example: `peft-study finetune skill.name=detection method.name=lora method.rank=4`. A learning rate that is not set
-    is the tuned one. Without a method nothing is trained: the base is evaluated as it is.
+    Examples: `peft-study finetune skill.name=detection method.name=lora method.rank=4` on a base of the study;
+    `peft-study finetune --model Qwen/Qwen3-0.6B --data gsm8k --quant nf4` on any model, where the method is LoRA of
+    rank 16 unless it is said. A learning rate that is not set is the tuned one, or with --model a usual one. With
+    method.name=none the base is evaluated as it is. Under `accelerate launch` or torchrun the processes share the work.
     """
     from peft_study.study.config import build_config, flatten, overrides_layer, read_yaml
-    from peft_study.study.plan import resolve_rate, trial_id
-    from peft_study.study.progress import SweepProgress
-    from peft_study.study.stores import locked, read_result, storage_errors
+    from peft_study.study.plan import resolve_rate
     from peft_study.study.tuned import TunedRates
 
     layer = flatten(read_yaml(config)) if config else {}
-    resolved = resolve_rate(build_config(layer, overrides_layer(overrides or ())), TunedRates())
-    trial = trial_id("finetune", resolved)
-    folder = folder or runs / "finetune" / trial
-    console = Console(highlight=False)
-    with storage_errors(folder), locked(folder / ".lock", busy=f"{folder} is in use by another process"):
-        result = read_result(folder)
-        if result is None or result["trial"] != trial:
-            _check_unused(folder, result)
-            from peft_study.study.sweep import train_trial
+    named = {"pretrained.name": model, "corpus.name": data, "pretrained.quantization": quant}
+    short = {key: value for key, value in named.items() if value}
+    usual = {"method.name": "lora", "method.rank": 16} if model else {}
+    resolved = resolve_rate(build_config(usual, layer, short, overrides_layer(overrides or ())), TunedRates())
+    from peft_study.study.single import alone_folder, run_alone
 
-            with SweepProgress(console, 1) as progress:
-                progress.expect(trial, resolved.training.tokens)
-                progress.start_trial(trial)
-                result = train_trial(
-                    resolved,
-                    folder,
-                    trial=trial,
-                    arm="finetune",
-                    sweep="finetune",
-                    on_progress=lambda report: progress.update(trial, report),
-                    on_metrics=lambda _step, _metrics: None,
-                )
-                progress.end_trial(trial, f"{trial} {result['status']}")
+    if int(os.environ.get("RANK", "0")) > 0:
+        from peft_study.study.texts import follow
+
+        follow(resolved, folder or alone_folder(resolved, runs))
+        return
+    console = Console(highlight=False)
+    result, folder = run_alone(resolved, runs, folder, console)
     if result["reason"]:
-        typer.echo(f"failed: {trial}: {result['reason']}", err=True)
+        typer.echo(f"failed: {result['trial']}: {result['reason']}", err=True)
         raise typer.Exit(1)
+    for note in result.get("notes", ()):
+        console.print(note, soft_wrap=True, markup=False)
     console.print(measures_table({_measure_name(m): m for m in result["measures"]}))
     console.print(f"trial: {folder}", soft_wrap=True)
-
-
-def _check_unused(folder: Path, result: dict[str, Any] | None) -> None:
-    if result is not None:
-        raise ConfigError(f"{folder} holds trial {result['trial']} of another config; choose another --folder")
 
 
 def _measure_name(measure: dict[str, Any]) -> str:

@@ -35,12 +35,20 @@ class Metric(NamedTuple):
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("share", "higher", "solutions with every step and the answer right (strict verifier)"),
     "accuracy_published": Metric("share", "higher", "solutions right by the published verifier's looser rule"),
-    "unparsable": Metric("share", "lower", "solutions outside the grammar"),
+    "accuracy_gain": Metric("share", "higher", "accuracy less that of the base before training, on the same problems"),
+    "unparsable": Metric(
+        "share", "lower", "solutions outside the grammar, or in which no answer or program can be read"
+    ),
     "truncated": Metric("share", "lower", "solutions cut by the length limit"),
+    "timed_out": Metric("share", "lower", "solutions whose program, or the comparison of whose answer, ran too long"),
+    "crashed": Metric("share", "lower", "solutions whose program ended with an error or broke a limit"),
+    "retractions": Metric("share", "none", "solutions of texts in which something is taken back"),
     "retries_right": Metric("count", "none", "retractions per right solution"),
     "retries_wrong": Metric("count", "none", "retractions per wrong solution"),
     "won_by_retraction": Metric(
-        "share", "higher", "problems the error-free base gets wrong, this model right, by a solution that retracts"
+        "share",
+        "higher",
+        "problems the base (of iGSM: the error-free one) gets wrong, this model right, by a solution that retracts",
     ),
     "unnecessary_steps": Metric("count", "lower", "steps of right solutions that the question does not need"),
     "detect_auroc": Metric("area", "higher", "ranking of wrong before right decision points by the detector"),
@@ -49,7 +57,9 @@ METRICS: dict[str, Metric] = {
     "detect_balanced_accuracy": Metric("share", "higher", "mean of both recalls, threshold from validation"),
     "detect_ece": Metric("share", "lower", "expected calibration error of P(wrong), 10 bins"),
     "detect_base_rate": Metric("share", "none", "wrong decision points among all"),
-    "own_mistakes_covered": Metric("share", "none", "the base's wrong solutions whose mistake shows at `as`"),
+    "own_mistakes_covered": Metric(
+        "share", "none", "the base's wrong solutions whose first mistake is known, of iGSM: at `as`"
+    ),
     "free_auroc": Metric("area", "higher", "the same ranking by the model's own probability of [BACK]"),
     "free_auroc_after_retraction": Metric("area", "higher", "the same, where a retraction stands earlier"),
     "free_auroc_without_retraction": Metric("area", "higher", "the same, where none does"),

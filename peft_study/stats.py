@@ -75,6 +75,22 @@ def paired_difference(first: ArrayLike, second: ArrayLike, seed: int) -> tuple[f
     return float(np.mean(a - b)), low, high
 
 
+def ratio_interval(
+    numerators: ArrayLike, denominators: ArrayLike, seed: int, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Return the interval of sum(numerators) / sum(denominators), groups resampled: each has one of either.
+
+    >>> ratio_interval([1.0, 2.0], [2.0, 4.0], seed=0)
+    (0.5, 0.5)
+    """
+    above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    if above.shape != below.shape or not below.sum() > 0:
+        raise ValueError(f"a ratio needs as many of both, below more than 0, but got {above.size} and {below.size}")
+    counts = resample_counts(above.size, resamples, np.random.default_rng(seed))
+    total = counts @ below
+    return percentile_interval(np.divide(counts @ above, total, out=np.full(resamples, np.nan), where=total > 0))
+
+
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Return the chance that a random wrong point scores above a random right one; a tie counts half.
 

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from peft_study.models.attention import require_kernel
 from peft_study.models.base import Architecture, build_base
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
+from tests.models.checkpoints import make_checkpoint
 
 settings.register_profile("tests", derandomize=True, max_examples=50, database=None, deadline=None)
 settings.load_profile("tests")
@@ -74,6 +77,18 @@ def make_learner() -> Callable[..., Learner]:
     def make(method: MethodConfig | None = None, *, seed: int = 0, base_seed: int = 0) -> Learner:
         base = build_base(NANO, TINY, base_seed)
         return Learner(base, method or MethodConfig(name="none"), word_ids(NANO), seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that gives the folder of a tiny checkpoint of an architecture, made once."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    @cache
+    def make(kind: str) -> Path:
+        return make_checkpoint(kind, folder / kind)
 
     return make
 

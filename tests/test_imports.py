@@ -36,7 +36,7 @@ DOORS = {
     "mlflow": ("peft_study.study.tracking", "analysis.export"),
     "optuna": ("peft_study.study.ledger",),
     "peft": ("peft_study.models.adapters",),
-    "datasets": ("peft_study.igsm.export",),
+    "datasets": ("peft_study.igsm.export", "peft_study.corpora.sources"),
     "math_verify": ("peft_study.corpora.math",),
     "numba": ("peft_study.igsm.fast",),
     "bitsandbytes": ("peft_study.models.quantize",),

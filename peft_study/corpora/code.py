@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from peft_study.corpora import evalplus
 from peft_study.corpora.records import Grade, Problem
 from peft_study.corpora.rows import find_split, read_rows
-from peft_study.corpora.sandbox import Job, Outcome, Sandbox
+from peft_study.corpora.sandbox import Sandbox
+from peft_study.corpora.sandbox_jobs import Job, Outcome
 from peft_study.errors import ConfigError, DataError
 
 

@@ -31,8 +31,9 @@ class Problem(NamedTuple):
     """The final answer alone; empty where only tests decide, as for programs."""
 
 
-SegmentKind = Literal["prompt", "step", "mistake", "retraction"]
-"""`prompt`: given, never learned; `step`: right; `mistake`: put in, or the model's own; `retraction`: takes it back."""
+SegmentKind = Literal["prompt", "step", "mistake", "detour", "retraction", "text"]
+"""`prompt`: given, never learned; `step`: right; `mistake`: put in, or the model's own; `detour`: put in like one, but
+right where it stands; `retraction`: takes either back; `text`: anything else, learned and not judged."""
 
 
 class Segment(NamedTuple):

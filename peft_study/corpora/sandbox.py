@@ -12,100 +12,24 @@ The tests run in a second process, which alone can write the verdict and which a
 values to the program's function and gets plain values back. So a program cannot fake its verdict by ending early, by
 what it prints, by classes that compare equal to everything, or by looking for the tests or a secret in its memory.
 
+All of it ends with the caller, even one that is killed.
+
 Not resisted: a bug of the kernel; what one program can learn of the machine from time, and from the names and sizes
 of files where there are no namespaces; the use of CPU and memory up to the limits; a program that knows the answers.
 """
 
-import contextlib
-import json
-import os
 import queue
-import select
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Self
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import NamedTuple, Self
 
 from peft_study.corpora.records import Grade
-from peft_study.corpora.sandbox_values import dumps
+from peft_study.corpora.sandbox_jobs import Job, Layer, Limits, Outcome
+from peft_study.corpora.sandbox_warden import LostError, Warden
 from peft_study.errors import ConfigError, DataError, SandboxError
-
-_START = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from peft_study.corpora import sandbox_child; sandbox_child.main()"
-)
-_ENVIRONMENT = {
-    "PATH": "/usr/bin:/bin",
-    "LANG": "C.UTF-8",
-    "HOME": "/tmp",
-    "PYTHONHASHSEED": "0",
-    "OMP_NUM_THREADS": "1",
-}
-"""All that a program finds in its environment."""
-_GRACE = 5.0
-"""Seconds that a warden has to end after its input has."""
-_PATIENCE = 60.0
-"""Seconds beyond the limit after which a warden that does not answer is given up."""
-
-
-class Limits(BaseModel):
-    """What one program may use; its examiner has the same."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    cpu_seconds: int = Field(default=20, ge=1)
-    """Seconds of CPU time of a process. This ends most endless programs, however busy the machine is."""
-    wall_seconds: float = Field(default=120.0, gt=0)
-    """Seconds from the program's start to the verdict; for programs that wait."""
-    memory_mib: int = Field(default=1024, ge=64)
-    """MiB of address space of a process; Python itself takes some 30."""
-    processes: int = Field(default=1, ge=1, le=64)
-    """Processes and threads at once, the program's first included; each of them may use the memory and the CPU time."""
-    output_bytes: int = Field(default=4 << 20, ge=1)
-    """Bytes that are printed in all, and bytes of one returned value."""
-    file_mib: int = Field(default=16, ge=1)
-    """MiB of all files in the program's folder. Without `Layer.NAMESPACES` it has no folder, and can write no file."""
-
-
-class Layer(StrEnum):
-    """What holds a program in. Needed: `seccomp`, one of `namespaces` and `landlock`, and for root `uid`."""
-
-    SECCOMP = "seccomp"
-    """A filter of system calls: no sockets, no exec, no signals or limits for others, no memory beside the limit."""
-    NAMESPACES = "namespaces"
-    """A root, a network and a table of processes of its own."""
-    LANDLOCK = "landlock"
-    """Only Python's library can be opened (and the program's folder, where it has one)."""
-    UID = "uid"
-    """A user id that nobody has, so that the limits bind although the caller is root."""
-
-
-class Job(NamedTuple):
-    """One program and what it is asked."""
-
-    program: str
-    """Source text; not trusted."""
-    entry_point: str
-    """Name of the function that the exam calls as `candidate`; empty for none."""
-    exam: str
-    """Source text that runs in the examiner: an AssertionError is wrong, its end right, SystemExit its own mistake."""
-    data: Any = None
-    """Plain value that the exam finds as `data`."""
-
-
-class Outcome(NamedTuple):
-    """What became of a program."""
-
-    grade: Grade
-    reason: str
-    """One line; empty if right. Part of it may be the program's own words."""
-    seconds: float
-    """From the program's start to the verdict."""
 
 
 class Protection(NamedTuple):
@@ -150,9 +74,10 @@ class Sandbox:
         if not sys.platform.startswith("linux"):
             raise SandboxError(f"programs run on Linux only, but this is {sys.platform}: use a container")
         self.limits = limits or Limits()
+        self._closed = False
         self._python, self._layers, self._workers = python, layers, workers
-        self._wardens: list[_Warden] = []
-        self._free: queue.SimpleQueue[_Warden] = queue.SimpleQueue()
+        self._wardens: list[Warden] = []
+        self._free: queue.SimpleQueue[Warden] = queue.SimpleQueue()
         try:
             self.protection = self._set_up()
         except BaseException:
@@ -166,12 +91,15 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """End all processes of the sandbox."""
+        """End all processes of the sandbox; it runs no more programs then."""
+        self._closed = True
         for warden in self._wardens:
             warden.close()
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         """Run each program and return the outcomes in the same order; DataError for an exam that is itself broken."""
+        if self._closed:
+            raise SandboxError("a sandbox that has been closed runs no programs; make another")
         with ThreadPoolExecutor(self._workers) as pool:
             return list(pool.map(self._run, jobs))
 
@@ -182,8 +110,12 @@ class Sandbox:
         except LostError as error:
             # Whatever the program did to it, the next one finds a new warden.
             warden.close()
+            try:
+                fresh = self._start()
+            except LostError as again:
+                raise SandboxError(f"the sandbox does not start again: {again}; see whether memory is left") from None
             self._wardens.remove(warden)
-            warden = self._start()
+            warden = fresh
             reply = {"grade": Grade.CRASHED, "reason": f"took its sandbox down: {error}", "seconds": 0.0}
         finally:
             self._free.put(warden)
@@ -191,8 +123,8 @@ class Sandbox:
             raise DataError(f"the tests of {job.entry_point!r} cannot be run: {_line(reply['reason'])}")
         return Outcome(Grade(reply["grade"]), _line(reply["reason"]), reply["seconds"])
 
-    def _start(self) -> "_Warden":
-        warden = _Warden(self._python, self.limits, self._layers)
+    def _start(self) -> Warden:
+        warden = Warden(self._python, self.limits, self._layers)
         self._wardens.append(warden)
         return warden
 
@@ -282,107 +214,6 @@ def escapes(folder, memory, forks):
     return found
 """
 """A program that tries to get out, and returns the ways that were open."""
-
-
-class LostError(Exception):
-    """A warden ended, or answers no more."""
-
-
-class _Warden:
-    """One process of `sandbox_child`, and the pipes to it."""
-
-    def __init__(self, python: Sequence[str], limits: Limits, layers: frozenset[Layer]) -> None:
-        exam, self._exam = os.pipe()
-        self._reasons, reasons = os.pipe()
-        os.set_blocking(self._reasons, False)
-        # No module beside Python's own, no byte code written, and nothing of our environment.
-        command = [*python, "-s", "-S", "-P", "-B", "-c", _START, str(Path(__file__).parents[2])]
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=_ENVIRONMENT,
-                cwd="/",
-                start_new_session=True,  # Ctrl-C is ours to handle
-                pass_fds=(exam, reasons),
-            )
-        except OSError as error:
-            os.close(self._exam)
-            os.close(self._reasons)
-            raise LostError(f"{python[0]} does not run ({error.strerror})") from None
-        finally:
-            os.close(exam)
-            os.close(reasons)
-        self._patience = limits.wall_seconds + _PATIENCE
-        try:
-            self._send({"layers": sorted(layers), "exam": exam, "reasons": reasons, **limits.model_dump()})
-            ready = self._receive()
-        except LostError:
-            self.close()
-            raise
-        self.layers = frozenset(Layer(name) for name in ready["layers"])
-        self.uids: tuple[int, int] | None = tuple(ready["uids"]) if ready["uids"] else None
-        self.root: bool = ready["root"]
-
-    def run(self, job: Job) -> dict[str, Any]:
-        """Run a job and return its outcome as the warden words it."""
-        exam = dumps((job.exam, job.data))  # before anything is sent: a value may not be plain
-        self._send({"program": job.program, "entry_point": job.entry_point})
-        try:
-            data = len(exam).to_bytes(8, "big") + exam
-            while data:
-                data = data[os.write(self._exam, data) :]
-        except BrokenPipeError:
-            pass  # The warden has ended; what it says follows.
-        reply = self._receive()
-        said = b""
-        with contextlib.suppress(BlockingIOError):
-            said = os.read(self._reasons, 1 << 16)
-        if reply["reason"] is None:
-            # An examiner that was ended before its verdict may have left a line before this one.
-            reply["reason"] = json.loads(said.splitlines()[-1])
-        return reply
-
-    def close(self) -> None:
-        """End the warden, and all that it runs with it; does nothing the second time."""
-        assert self._process.stdin
-        if not self._process.stdin.closed:
-            # At the end of its input it ends by itself and reaps its own; killed, it would leave that to others.
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
-            try:
-                self._process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            assert self._process.stdout
-            self._process.stdout.close()
-            os.close(self._exam)
-            os.close(self._reasons)
-
-    def _send(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin
-        if self._process.stdin.closed:
-            raise LostError("it has been closed")
-        try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise LostError("it has ended") from None
-
-    def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout
-        if not select.select([self._process.stdout], [], [], self._patience)[0]:
-            raise LostError("it does not answer")
-        line = self._process.stdout.readline()
-        if not line:
-            raise LostError("it has ended")
-        message = json.loads(line)
-        if "fault" in message:
-            raise LostError(message["fault"])
-        return message
 
 
 def _line(text: str) -> str:

@@ -9,6 +9,7 @@ the tests: the exam goes from the caller to the examiner, and the reason of its 
 memory programs inherit.
 
 Started by `sandbox.Sandbox` in a fresh Python, which has no other threads and no secrets; needs Python's library alone.
+It ends with its caller, and takes its programs along: whatever way the caller ended, and whoever still has its pipes.
 """
 
 import contextlib
@@ -20,7 +21,6 @@ import os
 import random
 import select
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -62,11 +62,55 @@ class AbandonedError(Exception):
     """The caller has ended, or wants no more."""
 
 
+class Caller:
+    """Who started this process, and says what to run."""
+
+    def __init__(self) -> None:
+        # A process that the caller forked has the other end of the pipe too, so that its closing tells nothing. The
+        # signal for a parent's death would come when the thread ends that started this process.
+        self._process = _open_process(os.getppid())
+        self._unread = b""
+
+    def register(self, poll: select.poll) -> None:
+        """Have `poll` notice the caller's end."""
+        poll.register(COMMANDS, 0)
+        if self._process is not None:
+            poll.register(self._process, select.POLLIN)
+
+    def check(self, descriptor: int) -> None:
+        """Raise AbandonedError if what `poll` has found at `descriptor` is the caller's end."""
+        if descriptor in (COMMANDS, self._process):
+            raise AbandonedError
+
+    def read_line(self) -> bytes:
+        """Return the next line; AbandonedError where none comes."""
+        poll = select.poll()
+        self.register(poll)
+        poll.modify(COMMANDS, select.POLLIN)
+        while b"\n" not in self._unread:
+            if any(descriptor == self._process for descriptor, _ in poll.poll()):
+                raise AbandonedError
+            part = os.read(COMMANDS, 1 << 16)
+            if not part:
+                raise AbandonedError
+            self._unread += part
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+
+def _open_process(pid: int) -> int | None:
+    """Return a descriptor that can be read once a process has ended; None where the kernel gives none."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
 class Warden:
     """Runs programs within the walls that are asked for and that there are."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, caller: Caller) -> None:
+        self.settings, self.caller = settings, caller
         self.layers = set(settings.layers)
         self.bounds = walls.Bounds(settings.cpu_seconds, settings.memory_mib, settings.processes, settings.file_mib)
         # Below the descriptors that `_place` uses, so that it closes these in every child.
@@ -74,7 +118,8 @@ class Warden:
         os.close(settings.exam)
         os.close(settings.reasons)
         self.null = os.open(os.devnull, os.O_RDWR)
-        self.uids = walls.spare_uids(2 * os.getpid()) if "uid" in self.layers else None
+        self.pid = os.getpid()
+        self.uids = walls.spare_uids() if "uid" in self.layers else None
         if not self.uids:
             self.layers.discard("uid")
         self.landlock = walls.landlock_version() if "landlock" in self.layers else 0
@@ -97,19 +142,24 @@ class Warden:
         answers, answers_end = os.pipe()
         if self.namespace is not None:
             walls.mount_folder(self.settings.file_mib)
-        files = (self.null, self.null, self.null, requests_end, answers, self.exam, verdict_end, self.reasons)
-        examiner = self._spawn(EXAMINER, files, lambda: examine(self.settings.output_bytes))
-        os.close(verdict_end)
-        self._await_exam(verdict)
-        files = (self.null, output_end, output_end, requests, answers_end)
-        candidate = self._spawn(PROGRAM, files, lambda: serve(program, entry_point))
-        for descriptor in (output_end, requests, requests_end, answers, answers_end):
-            os.close(descriptor)
-        started = time.monotonic()
-        grade, reason = self._watch(verdict, output, started + self.settings.wall_seconds)
-        seconds = time.monotonic() - started
-        # Who has ended already keeps its own status.
-        how, how_examiner = _end(candidate), _end(examiner)
+        started, running = time.monotonic(), []
+        try:
+            files = (self.null, self.null, self.null, requests_end, answers, self.exam, verdict_end, self.reasons)
+            running.append(self._spawn(EXAMINER, files, lambda: examine(self.settings.output_bytes)))
+            os.close(verdict_end)
+            self._await_exam(verdict)
+            files = (self.null, output_end, output_end, requests, answers_end)
+            running.append(self._spawn(PROGRAM, files, lambda: serve(program, entry_point)))
+            for descriptor in (output_end, requests, requests_end, answers, answers_end):
+                os.close(descriptor)
+            started = time.monotonic()
+            grade, reason = self._watch(verdict, output, started + self.settings.wall_seconds)
+        finally:
+            # Reaped too: where nobody takes care of orphans, they would stay zombies.
+            seconds = time.monotonic() - started
+            ended = [_end(pid) for pid in running]
+        # Who had ended already has kept its own status.
+        how_examiner, how = ended
         if grade == GONE:
             grade, reason = self._explain(how, "")
         elif grade == NO_VERDICT:
@@ -145,7 +195,7 @@ class Warden:
             walls.restrict_files(self.landlock, self.readable, writable)
         walls.drop_privileges(self.uids[role] if self.uids else None)
         if not apart:
-            walls.die_with_parent()
+            walls.die_with_parent(self.pid)
         if "seccomp" in self.layers:
             more = self.settings.processes > 1 and role == PROGRAM
             restrict_calls(filter_program(processes=more, pid=os.getpid()))
@@ -153,10 +203,9 @@ class Warden:
     def _await_exam(self, verdict: int) -> None:
         poll = select.poll()
         poll.register(verdict, select.POLLIN)
-        poll.register(COMMANDS, 0)
+        self.caller.register(poll)
         for descriptor, _ in poll.poll():
-            if descriptor == COMMANDS:
-                raise AbandonedError
+            self.caller.check(descriptor)
         if not os.read(verdict, 1):
             raise RuntimeError("the examiner ended before it had read its exam")
 
@@ -165,15 +214,15 @@ class Warden:
         word, printed, most = b"", 0, self.settings.output_bytes
         too_much = ("crashed", f"printed more than {most:,} bytes")
         poll = select.poll()
-        for descriptor, events in ((COMMANDS, 0), (verdict, select.POLLIN), (output, select.POLLIN)):
-            poll.register(descriptor, events)
+        self.caller.register(poll)
+        poll.register(verdict, select.POLLIN)
+        poll.register(output, select.POLLIN)
         while not word.endswith(b"\n"):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return "timed_out", f"ran for {self.settings.wall_seconds:g} s"
             for descriptor, _ in poll.poll(remaining * 1000 + 1):
-                if descriptor == COMMANDS:
-                    raise AbandonedError
+                self.caller.check(descriptor)
                 data = os.read(descriptor, 1 << 16)
                 if descriptor == verdict:
                     word += data
@@ -231,13 +280,14 @@ def main() -> None:
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        warden = Warden(Settings(**json.loads(sys.stdin.buffer.readline())))
+        caller = Caller()
+        warden = Warden(Settings(**json.loads(caller.read_line())), caller)
         for name in PRELOADED.split():
             importlib.import_module(name)
         gc.freeze()
         _reply({"layers": sorted(warden.layers), "uids": warden.uids, "root": os.geteuid() == 0})
-        for line in sys.stdin.buffer:
-            _reply(warden.run(**json.loads(line)))
+        while True:
+            _reply(warden.run(**json.loads(caller.read_line())))
     except AbandonedError:
         pass
     except Exception as error:

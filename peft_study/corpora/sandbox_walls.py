@@ -12,7 +12,7 @@ import resource
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from peft_study.corpora.sandbox_calls import libc_call
@@ -50,17 +50,38 @@ class Bounds(NamedTuple):
 # ---- users and limits
 
 
-def spare_uids(offset: int) -> tuple[int, int] | None:
-    """Return two user ids that nobody has, from `offset` below the highest; None where this process cannot take any."""
+_PIDS = 1 << 22
+"""More than the highest process id of any kernel."""
+
+
+def spare_uids() -> tuple[int, int] | None:
+    """Return two user ids that nobody has, other ones for each process; None where this one cannot take any.
+
+    The kernel counts the processes of a user together, so one sandbox with the user of another could use up its limit.
+    """
     if os.geteuid() != 0:
         return None
     with open("/proc/self/uid_map") as file:
-        ranges = [[int(number) for number in line.split()] for line in file]
-    first, _, count = max(ranges)
-    taken = {user.pw_uid for user in pwd.getpwall()} | {0}
-    free = (uid for i in range(count - 1) if (uid := first + count - 1 - (offset + i) % (count - 1)) not in taken)
-    found = tuple(itertools.islice(free, 2))
-    return (found[0], found[1]) if len(found) == 2 else None
+        first, _, count = max([int(number) for number in line.split()] for line in file)
+    # Containers number their processes anew, but the kernel may know their users by the same numbers.
+    place = os.stat("/proc/self/ns/pid").st_ino * _PIDS + os.getpid()
+    return pick_uids(first, count, {user.pw_uid for user in pwd.getpwall()}, place)
+
+
+def pick_uids(first: int, count: int, taken: Container[int], place: int) -> tuple[int, int] | None:
+    """Return two of `count` user ids from `first` on that are not `taken`; None where there are none.
+
+    As long as the ids suffice, another `place` has others, whatever is taken: places that differ by less than 2^22,
+    which is as many as there are processes, and those of 511 containers with subsequent numbers. A container that
+    has but 65,536 ids has 32,767 pairs: with two sandboxes in it, that is the chance that they share one.
+
+    >>> pick_uids(0, 10, {5}, 0), pick_uids(0, 10, {5}, 1), pick_uids(0, 10, {5}, 2)
+    ((9, 8), (7, 6), (3, 2))
+    """
+    last, pairs = first + count - 1, (count - 1) // 2
+    numbers = itertools.chain((place + i * _PIDS for i in range(8)), range(place, place + pairs))
+    found = ((last - 2 * (number % pairs), last - 2 * (number % pairs) - 1) for number in numbers if pairs)
+    return next(((a, b) for a, b in found if a not in taken and b not in taken), None)
 
 
 def set_limits(bounds: Bounds, num_others: int) -> None:
@@ -100,9 +121,11 @@ def drop_privileges(uid: int | None) -> None:
     libc_call("capset", header, ctypes.create_string_buffer(24))
 
 
-def die_with_parent() -> None:
-    """Have this process killed when its parent ends."""
+def die_with_parent(parent: int) -> None:
+    """Have this process killed when its parent ends; `parent` is what `os.getppid` says while it lives."""
     libc_call("prctl", PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(70)
 
 
 # ---- namespaces
@@ -131,7 +154,7 @@ def enter_namespaces() -> int:
     child = os.fork()
     if child:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
-    die_with_parent()
+    die_with_parent(0)  # out of sight from here
     return os.open("/proc/self/ns/pid", os.O_RDONLY)
 
 

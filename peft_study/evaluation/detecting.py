@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from peft_study.evaluation.problems import Attempt, prompt_ids
 from peft_study.igsm.families import Order
@@ -19,7 +20,6 @@ from peft_study.igsm.stream import Document, document_tokens
 from peft_study.igsm.text import BACK, END, Word, step_words
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.igsm.verify import Verdict
-from peft_study.models.learner import Learner
 from peft_study.records import Measure
 from peft_study.rng import python_stream
 from peft_study.skills.targets import NOT_A_DECISION, after_retraction, decision_labels
@@ -124,7 +124,7 @@ def pair_points(documents: Sequence[Document], order: Order, seed: int) -> Point
 
 @torch.no_grad()
 def score_points(
-    learner: Learner, points: Points, *, free_id: int | None = None, batch_size: int = 64
+    learner: nn.Module, points: Points, *, free_id: int | None = None, batch_size: int = 64
 ) -> NDArray[np.float32]:
     """Return P(wrong) at each point: by the verdict outputs, or with `free_id` the probability of that token."""
     device = next(learner.parameters()).device
@@ -150,7 +150,7 @@ def score_points(
 
 
 def ranking_measures(
-    metric: str, scores: NDArray[np.float32], points: Points, *, split: str, name: str, op: int
+    metric: str, scores: NDArray[np.float32], points: Points, *, split: str, name: str, op: int | None
 ) -> list[Measure]:
     """Return the AUROC called `metric` of one cell, for `injected` also apart by whether a retraction stands before.
 
@@ -170,7 +170,7 @@ def ranking_measures(
 
 
 def detection_measures(
-    scores: NDArray[np.float32], points: Points, *, split: str, name: str, op: int, threshold: float
+    scores: NDArray[np.float32], points: Points, *, split: str, name: str, op: int | None, threshold: float
 ) -> list[Measure]:
     """Return the metrics of a trained detector in one cell; `threshold` comes from a validation set."""
     measures = ranking_measures("detect_auroc", scores, points, split=split, name=name, op=op)

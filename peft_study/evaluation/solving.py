@@ -24,7 +24,7 @@ def departures(attempts: Sequence[Attempt]) -> dict[str, int]:
 
 
 def solving_measures(
-    attempts: Sequence[Attempt], *, split: str, name: str, op: int, baseline: Sequence[Attempt] | None = None
+    attempts: Sequence[Attempt], *, split: str, name: str, op: int | None, baseline: Sequence[Attempt] | None = None
 ) -> list[Measure]:
     """Return the correction metrics of one cell; `baseline`: the error-free base's attempts at the same problems."""
     n = len(attempts)

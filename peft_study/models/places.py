@@ -16,5 +16,9 @@ def base_folder(config: BaseConfig, family: str) -> Path:
 
 def fingerprint(folder: Path) -> str:
     """Return ten hex digits that name the weights in `folder`; empty where there are none, which loading reports."""
-    weights = folder / "model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:10] if weights.is_file() else ""
+    digest, files = hashlib.sha256(), sorted(folder.glob("*.safetensors"))
+    for file in files:
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:10] if files else ""

@@ -1,6 +1,15 @@
 """Model cards, written from records."""
 
+import json
+import shlex
 from typing import Any
+
+import yaml
+
+from peft_study.corpora.config import CorpusConfig
+from peft_study.evaluation.config import NaturalEvaluationConfig
+from peft_study.models.config import PretrainedConfig
+from peft_study.study.config import TrialConfig, flatten
 
 
 def _percent(value: float) -> str:
@@ -130,3 +139,57 @@ def base_card(record: dict[str, Any]) -> str:
             lines.append(f"| {name} | {condition['figure']:.3f} | {condition['rule']} | {holds} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def command_of(config: TrialConfig) -> str:
+    """Return the command that runs a trial on real texts again: what differs from the defaults."""
+    usual = flatten(TrialConfig(pretrained=PretrainedConfig(name="-"), corpus=CorpusConfig()).model_dump(mode="json"))
+    usual |= flatten(NaturalEvaluationConfig().model_dump(mode="json"), "testing.")
+    chosen = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if usual.get(key) != value}
+    words = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in chosen.items())
+    return f"peft-study finetune {shlex.join(words)}"
+
+
+def adapter_card(config: TrialConfig, result: dict[str, Any]) -> str:
+    """Return the model card of what a trial on real texts has trained, every number from its result."""
+    pretrained, corpus, method = config.pretrained, config.corpus, config.method
+    assert pretrained is not None
+    assert corpus is not None
+    revision = result["base_commit"] or pretrained.revision
+    head = {
+        "base_model": pretrained.name,
+        **({"base_model_revision": revision} if revision else {}),
+        "library_name": "transformers" if method.name == "full" else "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["peft_study", method.name, config.skill.name],
+    }
+    rank = f", rank {method.rank}, targets {method.targets}" if method.name == "lora" else ""
+    lines = [
+        "---",
+        yaml.safe_dump(head, sort_keys=False).rstrip(),
+        "---",
+        "",
+        f"# {pretrained.name}: {config.skill.name} by {method.name} on {corpus.name}",
+        "",
+        f"    {command_of(config)}",
+        "",
+        "| what | value |",
+        "|---|---|",
+        f"| base | {pretrained.name}{f' at {revision}' if revision else ''}, quantization {pretrained.quantization} |",
+        f"| data | {result['corpus']['source']}; SHA-256 {result['corpus']['digest'][:16]} |",
+        f"| method | {method.name}{rank}; {result['trainable_params']:,} trained values |",
+        f"| tokens read | {result['tokens']:,}, {result['tokens_with_loss']:,} with loss |",
+        f"| time of training | {result['seconds'] / 60:.1f} minutes in {result['precision'] or 'no'} precision |",
+        f"| peak rate | {config.training.lr} of {config.training.optimizer}, {config.training.batch_windows} windows "
+        f"of {corpus.window} tokens a step |",
+        f"| seed | {config.seed} |",
+        *(f"| note | {note} |" for note in result["notes"]),
+        "",
+        "| measured | set | value | low | high | n |",
+        "|---|---|---|---|---|---|",
+    ]
+    for measure in result["measures"]:
+        numbers = ("" if measure[key] is None else f"{measure[key]:.4g}" for key in ("value", "low", "high"))
+        name = f"{measure['split']} {measure['set']}"
+        lines.append(f"| {measure['metric']} | {name} | {' | '.join(numbers)} | {measure['n']} |")
+    return "\n".join([*lines, ""])

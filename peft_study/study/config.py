@@ -9,14 +9,23 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from peft_study.corpora.config import CorpusConfig
 from peft_study.errors import ConfigError
-from peft_study.evaluation.config import EvaluationConfig
-from peft_study.models.config import BaseConfig, MethodConfig
+from peft_study.evaluation.config import EvaluationConfig, NaturalEvaluationConfig
+from peft_study.models.config import BaseConfig, MethodConfig, PretrainedConfig
+from peft_study.models.places import base_folder
 from peft_study.skills.config import DataConfig, SkillConfig
 from peft_study.training.config import TrainingConfig
 
@@ -36,9 +45,39 @@ class TrialConfig(BaseModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = 0
     """Seed of the stream's order and of the adapter's initial values."""
+    pretrained: PretrainedConfig | None = None
+    """The model of a trial on real texts, in the place of `base`; None for a trial of the study itself."""
+    corpus: CorpusConfig | None = None
+    """What a trial on real texts reads."""
+    testing: NaturalEvaluationConfig | None = None
+    """What a trial on real texts is measured on, in the place of `evaluation`; None for the defaults."""
+
+    @property
+    def base_folder(self) -> Path:
+        """Where the model lies that the trial starts from; its name where that is on the Hub."""
+        return Path(self.pretrained.name) if self.pretrained else base_folder(self.base, self.data.family)
+
+    @property
+    def measured_split(self) -> str:
+        """Which problems the trial is measured on."""
+        if self.pretrained is None:
+            return self.evaluation.split
+        return (self.testing or NaturalEvaluationConfig()).split
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A trial of the study keeps the name it has, whatever other trials are configured by.
+        return {key: value for key, value in dump(self).items() if value is not None}
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrialConfig":
+        if (self.pretrained is None) != (self.corpus is None):
+            given, lacking = ("pretrained", "corpus") if self.corpus is None else ("corpus", "pretrained")
+            raise ValueError(f"{given} is set, so {lacking} must be too: set {lacking}.name, or leave both out")
+        if self.testing is not None and self.pretrained is None:
+            raise ValueError("testing is for real texts: set pretrained.name and corpus.name, or use evaluation")
+        if self.pretrained is not None:
+            return self
         if self.skill.name == "detection" and not self.data.retry_rate:
             raise ValueError("data.retry_rate must be above 0 for skill detection: without mistakes nothing is wrong")
         return self
@@ -48,10 +87,11 @@ def known_keys(model: type[BaseModel] = TrialConfig, prefix: str = "") -> list[s
     """Return every dotted key of the config, e.g. `method.rank`."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += known_keys(inner, f"{prefix}{name}.")
-        else:
+        # Sections that may be left out are unions with None.
+        kinds = (field.annotation, *get_args(field.annotation))
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        keys += [key for section in sections for key in known_keys(section, f"{prefix}{name}.")]
+        if not sections:
             keys.append(prefix + name)
     return keys
 

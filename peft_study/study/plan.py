@@ -228,6 +228,9 @@ def _refusal(path: Path, error: ValidationError) -> ConfigError:
     return ConfigError(f"{path}: {dotted}: {first['msg'].removeprefix('Value error, ')}{shown}")
 
 
+USUAL_RATES = {"lora": 2e-4, "full": 2e-5, "probe": 1e-3}
+"""Rates of pretrained models where none is set: that of QLoRA's 7 to 13 B models (arXiv 2305.14314, appendix B), and a
+tenth of it for full fine-tuning. No search stands behind them."""
 SEED_LISTS = ("seeds", "base_seeds")
 
 
@@ -288,6 +291,8 @@ def _resolve(flat: dict[str, Any], rates: TunedRates, *, strict: bool) -> tuple[
     config = build_config(flat)
     if config.training.lr is not None or config.method.name not in TRAINED_METHODS:
         return config, ()
+    if config.pretrained is not None:
+        return build_config(flat, {"training.lr": USUAL_RATES[config.method.name]}), ()
     try:
         tuned = rates.look_up(config)
     except ConfigError as error:
@@ -337,7 +342,7 @@ def _check_halving(sweep: Sweep, arm: Arm, halving: Halving, config: TrialConfig
     """Raise ConfigError where the arm's cells cannot be ranked by their validation loss, or the loss comes too late."""
     if sweep.search is not None:
         raise ConfigError("halving is for a grid, but the sweep has a search; set search.pruner=halving there")
-    if config.evaluation.split == "test":
+    if config.measured_split == "test":
         raise ConfigError(
             "halving chooses, and what chooses may not see test problems, but evaluation.split is 'test'; "
             "set evaluation.split=validation"
@@ -363,7 +368,7 @@ def _searched_cell(sweep: Sweep, search: Search, arm: Arm, flat: dict[str, Any])
     if len(seeds) != 1 or len(base_seeds) != 1:
         raise ConfigError(f"a search takes one seed and one base seed, but got {seeds} and {base_seeds}")
     config = build_config(flat, {key: values.low for key, values in search.space.items()})
-    if config.evaluation.split == "test":
+    if config.measured_split == "test":
         raise ConfigError(
             "a search may not see test problems, but evaluation.split is 'test'; set evaluation.split=validation"
         )

@@ -17,7 +17,7 @@ from rich.console import Console
 from peft_study import __version__
 from peft_study.errors import PeftStudyError, StoreError
 from peft_study.files import write_atomic
-from peft_study.models.places import base_folder, fingerprint
+from peft_study.models.places import fingerprint
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig
 from peft_study.study.halving import MEASURE, State, brackets_of
@@ -209,7 +209,7 @@ class RunningSweep:
             if not path.is_file():
                 continue
             begun = json.loads(path.read_text())["base_weights"]
-            base = base_folder(planned.config.base, planned.config.data.family)
+            base = planned.config.base_folder
             if base not in weights:
                 weights[base] = fingerprint(base)
             # A base that is gone spoils nothing that is finished; loading says that it is missing.

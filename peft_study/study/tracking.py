@@ -39,8 +39,19 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "peft_study"
-ARTIFACTS = ("result.json", "outcomes.npz", SAMPLES, "config.yaml", "provenance.json", "samples.jsonl", "metrics.jsonl")
+ARTIFACTS = (
+    "result.json",
+    "outcomes.npz",
+    SAMPLES,
+    "config.yaml",
+    "provenance.json",
+    "samples.jsonl",
+    "metrics.jsonl",
+    "baseline.jsonl",
+)
 ADAPTER = "adapter"
+CARD = "README.md"
+"""Of an adapter: its model card, where it has one."""
 RUN_STATUS = {
     Status.FINISHED: "FINISHED",
     Status.FAILED: "FAILED",
@@ -314,8 +325,29 @@ class TrialRun:
                 self.client.log_artifact(self.run_id, str(folder / name))
         if (folder / ADAPTER).is_dir():
             self.client.log_artifacts(self.run_id, str(folder / ADAPTER), ADAPTER)
-        reason = {"reason": result["reason"][:TAG_LIMIT]} if result["reason"] else {}
-        self.end(result["status"], reason)
+        tags = {"reason": result["reason"][:TAG_LIMIT]} if result["reason"] else {}
+        if (card := folder / ADAPTER / CARD).is_file():
+            tags["mlflow.note.content"] = card.read_text().split("---\n", 2)[-1][:TAG_LIMIT]
+            self._log_model(result, folder / ADAPTER)
+        self.end(result["status"], tags)
+
+    def _log_model(self, result: Mapping[str, Any], adapter: Path) -> None:
+        """Put what was trained among MLflow's models, once."""
+        name = result["trial"]
+        if self.client.search_logged_models([self.tracker.experiment_id], f"name = '{name}'"):
+            return
+        config = self.planned.config
+        assert config.pretrained is not None
+        model = self.client.create_logged_model(
+            self.tracker.experiment_id,
+            name,
+            source_run_id=self.run_id,
+            tags={"base_model": config.pretrained.name, "skill": config.skill.name, "method": config.method.name},
+            params={key: str(value) for key, value in flatten(config.method.model_dump()).items()},
+            model_type="adapter" if config.method.name != "full" else "model",
+        )
+        self.client.log_model_artifacts(model.model_id, str(adapter))
+        self.client.finalize_logged_model(model.model_id, "READY")
 
     def end(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Write what waits and end the run with `status`; the tag tells apart what MLflow calls KILLED alike."""
@@ -325,7 +357,11 @@ class TrialRun:
 
 
 def dataset_of(config: TrialConfig) -> tuple[str, str, str]:
-    """Return (name, digest, source) of the stream a trial reads: the same for both skills of a pair."""
+    """Return (name, digest, source) of what a trial reads: the same for both skills of a pair."""
+    if config.corpus is not None:
+        text = _json({"corpus": config.corpus.model_dump(mode="json"), "data": config.data.model_dump(mode="json")})
+        name = f"{config.corpus.name}/{config.corpus.split}"
+        return name, hashlib.sha256(text.encode()).hexdigest()[:32], text
     data = config.data
     settings = {"family": family_named(data.family).model_dump(mode="json"), **data.model_dump(mode="json")}
     settings["family_name"], settings["seed"] = data.family, config.seed

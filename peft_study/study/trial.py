@@ -26,6 +26,7 @@ from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig
 from peft_study.study.provenance import provenance
+from peft_study.study.texts import run_texts
 from peft_study.training.batches import StreamTask
 from peft_study.training.machine import settled
 from peft_study.training.run import Point, TrainingSummary
@@ -114,6 +115,28 @@ def evaluate_learner(learner: Learner, config: TrialConfig, evaluator: Evaluator
     return evaluator.correction(learner, baseline, free=_knows_back(config))
 
 
+class _Told:
+    """What a sweep is told while a trial runs."""
+
+    def __init__(
+        self, on_progress: Callable[[Progress], None], on_metrics: Callable[[int, dict[str, float]], None]
+    ) -> None:
+        self.on_progress, self.on_metrics = on_progress, on_metrics
+        self.progress = Progress(0, 0, float("nan"), "train")
+
+    def point(self, point: Point) -> None:
+        """Tell where the training is."""
+        loss = point.metrics.get("validation/loss", self.progress.loss)
+        if point.metrics:
+            self.on_metrics(point.tokens, point.metrics)
+        self.progress = Progress(point.tokens, point.total, loss, "train")
+        self.on_progress(self.progress)
+
+    def evaluating(self) -> None:
+        """Tell that the evaluation begins."""
+        self.on_progress(self.progress._replace(phase="evaluate"))
+
+
 def _run(
     config: TrialConfig,
     folder: Path,
@@ -123,19 +146,13 @@ def _run(
     """Train and evaluate; return the part of the result that a failed trial has not."""
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     reset_peak_memory()
+    if config.pretrained is not None:
+        return _run_texts(config, folder, on_progress, on_metrics)
     family = family_named(config.data.family)
     learner = Learner(load_base(config.base, config.data.family), config.method, word_ids(family), config.seed)
-    last_loss = float("nan")
-
-    def on_point(point: Point) -> None:
-        nonlocal last_loss
-        if point.metrics:
-            last_loss = point.metrics["validation/loss"]
-            on_metrics(point.tokens, point.metrics)
-        on_progress(Progress(point.tokens, point.total, last_loss, "train"))
-
-    summary, found, evaluator = train_learner(learner, config, folder, on_point)
-    on_progress(Progress(summary.tokens, summary.tokens, last_loss, "evaluate"))
+    told = _Told(on_progress, on_metrics)
+    summary, found, evaluator = train_learner(learner, config, folder, told.point)
+    told.evaluating()
     rest = evaluate_learner(learner, config, evaluator, folder.parent / "cache")
     np.savez_compressed(folder / "outcomes.npz", **rest.arrays)  # pyright: ignore[reportArgumentType]
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in rest.samples))
@@ -155,6 +172,18 @@ def _run(
     }
 
 
+def _run_texts(
+    config: TrialConfig,
+    folder: Path,
+    on_progress: Callable[[Progress], None],
+    on_metrics: Callable[[int, dict[str, float]], None],
+) -> dict[str, Any]:
+    """Train and evaluate a pretrained model on texts."""
+    told = _Told(on_progress, on_metrics)
+    result = run_texts(config, folder, told.point, told.evaluating)
+    return result | {"peak_memory_mib": round(peak_memory_mib(), 1)}
+
+
 def run_trial(
     config: TrialConfig,
     folder: Path,
@@ -172,7 +201,7 @@ def run_trial(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    base = base_folder(config.base, config.data.family)
+    base = config.base_folder
     origin = provenance() | {"base": str(base), "base_weights": fingerprint(base)}
     write_atomic(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
     (folder / "checkpoint").mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from peft_study.errors import KernelError
+from peft_study.errors import ConfigError, KernelError
 from peft_study.models.attention import require_kernel
+from peft_study.models.config import PretrainedConfig
 from peft_study.models.fused import Attention, attend, seen_by
 from peft_study.training.config import TrainingConfig
 
@@ -120,6 +121,20 @@ def is_compiled(config: TrainingConfig, steps: int, device: torch.device) -> boo
     return has_compiler and steps >= COMPILED_STEPS
 
 
+def _chosen_once(kept: Path, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what is kept in a file, or what `choose` measures, which is kept from then on."""
+    if not kept.is_file():
+        choice = choose()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        new = kept.with_name(f".{kept.name}.{os.getpid()}.new")
+        new.write_text(json.dumps(choice) + "\n")
+        # The first of several workers decides for all.
+        with suppress(FileExistsError):
+            os.link(new, kept)
+        new.unlink()
+    return json.loads(kept.read_text())
+
+
 def settled(config: TrainingConfig, folder: Path, head_width: int) -> TrainingConfig:
     """Return `config` with the precision and the attention to compute with here in place of `auto`.
 
@@ -128,19 +143,55 @@ def settled(config: TrainingConfig, folder: Path, head_width: int) -> TrainingCo
     """
     if "auto" not in (config.precision, config.attention):
         return config
-    kept = folder / "kernels.json"
-    if not kept.is_file():
+
+    def choose() -> dict[str, Any]:
         choice = _choose_precision() if config.precision == "auto" else {"precision": config.precision}
         if config.attention == "auto":
-            choice |= _choose_attention(choice["precision"], head_width)
-        else:
-            choice["attention"] = config.attention
-        folder.mkdir(parents=True, exist_ok=True)
-        new = folder / f".kernels.json.{os.getpid()}.new"
-        new.write_text(json.dumps(choice) + "\n")
-        # The first of several workers decides for all.
-        with suppress(FileExistsError):
-            os.link(new, kept)
-        new.unlink()
-    choice = json.loads(kept.read_text())
+            return choice | _choose_attention(choice["precision"], head_width)
+        return choice | {"attention": config.attention}
+
+    choice = _chosen_once(folder / "kernels.json", choose)
     return config.model_copy(update={name: choice[name] for name in ("precision", "attention")})
+
+
+TYPICAL_HEAD = 64
+"""Values of a head that attention of other models is measured with."""
+
+
+def settled_pretrained(
+    training: TrainingConfig, pretrained: PretrainedConfig, folder: Path
+) -> tuple[TrainingConfig, PretrainedConfig]:
+    """Return the configs of a run on any model, with precision and attention in place of `auto`, and equal dtypes.
+
+    On a CPU both are measured, once, and kept in `kernels-pretrained.json` of `folder`: eager attention is taken where
+    it is faster, else what transformers prefers, as on a GPU. ConfigError where what is asked for contradicts itself.
+    """
+    if training.attention != "auto":
+        raise ConfigError(
+            f"training.attention is for the bases of the study, but got {training.attention}; set pretrained.attention"
+        )
+    names = {"fp32": "float32", "bf16": "bfloat16"}
+    asked = next((short for short, name in names.items() if name == pretrained.dtype), "auto")
+    if "auto" not in (asked, training.precision) and asked != training.precision:
+        raise ConfigError(
+            f"pretrained.dtype={pretrained.dtype} and training.precision={training.precision} must be the same; set one"
+        )
+    wanted = asked if asked != "auto" else training.precision
+    if "auto" not in (wanted, pretrained.attention):
+        return training.model_copy(update={"precision": wanted}), pretrained.model_copy(update={"dtype": names[wanted]})
+
+    def choose() -> dict[str, Any]:
+        choice = _choose_precision()
+        if torch.cuda.is_available():
+            return choice | {"attention": dict.fromkeys(names, "auto")}
+        fastest: dict[str, str] = {}
+        for short, name in names.items():
+            seconds = attention_seconds(("sdpa", "eager"), getattr(torch, name), TYPICAL_HEAD)
+            fastest[short] = "eager" if seconds["eager"] < seconds["sdpa"] else "auto"
+        return choice | {"attention": fastest}
+
+    choice = _chosen_once(folder / "kernels-pretrained.json", choose)
+    precision = wanted if wanted != "auto" else choice["precision"]
+    attention = choice["attention"][precision] if pretrained.attention == "auto" else pretrained.attention
+    held = pretrained.model_copy(update={"dtype": names[precision], "attention": attention})
+    return training.model_copy(update={"precision": precision}), held

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from peft_study.errors import ConfigError
 from peft_study.models.abstract import AbstractLearner
+from peft_study.models.device import this_process
 from peft_study.records import Stopped
 from peft_study.training.batches import Batch, Task, batch_loss, share_of, validation_loss
 from peft_study.training.config import TrainingConfig
@@ -56,8 +57,8 @@ def train(
     """
     assert config.precision != "auto", "whoever calls settles these first (machine.settled)"
     assert config.attention != "auto", "whoever calls settles these first (machine.settled)"
-    # Without `cpu`, processes on a machine without a GPU would not know of each other.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    this_process()
+    accelerator = Accelerator()
     device = accelerator.device
     if config.attention == "varlen" and device.type != "cpu":
         raise ConfigError(

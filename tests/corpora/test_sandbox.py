@@ -6,92 +6,39 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from peft_study.corpora.records import Grade
-from peft_study.corpora.sandbox import ESCAPES, Job, Layer, Limits, Sandbox, lacking
+from peft_study.corpora.sandbox import ESCAPES, Sandbox, lacking
+from peft_study.corpora.sandbox_jobs import Job, Layer, Limits
 from peft_study.errors import ConfigError, DataError, SandboxError
 
 TIGHT = Limits(cpu_seconds=1, wall_seconds=30, memory_mib=256, output_bytes=100_000, file_mib=1)
 ALL = frozenset(Layer)
-SYSTEM_PYTHON = "/usr/bin/python3"
 ADD = Job("def add(a, b):\n    return a + b\n", "add", "assert candidate(2, 3) == 5")
 PEEK = Job("import os\ndef peek():\n    return os.listdir('/tmp')", "peek", "assert candidate() == [], candidate()")
 
 
-def system_python() -> tuple[str, ...]:
-    """Return a Python that any user can run, or skip."""
-    query = [SYSTEM_PYTHON, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
-    if not Path(SYSTEM_PYTHON).exists() or subprocess.run(query, check=False).returncode:
-        pytest.skip(f"no {SYSTEM_PYTHON} of version 3.11 or later")
-    return (SYSTEM_PYTHON,)
-
-
-def as_nobody() -> tuple[str, ...]:
-    """Return how an ordinary user starts Python, or skip."""
-    if os.geteuid() != 0:
-        return (sys.executable,)
-    if not shutil.which("setpriv"):
-        pytest.skip("setpriv is needed to become an ordinary user")
-    command = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *system_python())
-    source = Path(__file__).parents[2] / "peft_study" / "__init__.py"
-    if subprocess.run([*command, "-c", "open(__import__('sys').argv[1])", source], check=False, stderr=-3).returncode:
-        pytest.skip(f"an ordinary user cannot read {source}")
-    return command
-
-
-def make(mode: str, limits: Limits = TIGHT, **options: Any) -> Sandbox:
-    """Return a sandbox on which one kind of machine is played, or skip where this one has less."""
-    layers, python = ALL, (sys.executable,)
-    if "landlock" in mode:
-        layers, python = ALL - {Layer.NAMESPACES}, system_python()
-    if "ordinary" in mode:
-        python = as_nobody()
-    try:
-        return Sandbox(limits, allow_untrusted_code=True, layers=layers, python=python, **options)
-    except SandboxError as error:
-        pytest.skip(f"{mode}: {error}")
-
-
-def descendants(pid: int) -> set[int]:
-    """Return all processes below `pid`, zombies too."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, new = set(), [pid]
-    while new:
-        new = [child for parent in new for child in parents.get(parent, [])]
-        found.update(new)
-    return found
-
-
-@pytest.fixture(scope="module", params=["root", "landlock", "ordinary", "ordinary, landlock"])
-def sandbox(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    if request.param in ("root", "landlock") and os.geteuid() != 0:
-        pytest.skip("the tests do not run as root")
+@pytest.fixture(scope="module")
+def sandbox(
+    mode: str, make_sandbox: Callable[..., Sandbox], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sandbox]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("sandbox")))
-        with make(request.param) as sandbox:
+        with make_sandbox(mode, TIGHT) as sandbox:
             yield sandbox
 
 
 @pytest.fixture
-def survives(sandbox: Sandbox) -> Iterator[Sandbox]:
+def survives(sandbox: Sandbox, descendants: Callable[[int], dict[int, str]]) -> Iterator[Sandbox]:
     """Check that a test leaves no process and no file behind, and that the next program is graded as ever."""
-    before = descendants(os.getpid())
+    before = descendants(os.getpid()).keys()
     yield sandbox
     assert [outcome.grade for outcome in sandbox.run([ADD])] == [Grade.RIGHT]
-    assert descendants(os.getpid()) == before
+    assert descendants(os.getpid()).keys() == before
     assert os.listdir(tempfile.gettempdir()) == []
     if Layer.NAMESPACES in sandbox.protection.layers:
         (outcome,) = sandbox.run([PEEK])
@@ -381,99 +328,6 @@ def test_a_program_that_waits_is_ended() -> None:
     assert outcomes[0][:2] == (Grade.TIMED_OUT, "ran for 0.5 s")
     assert outcomes[1].grade == Grade.RIGHT
     assert 0.5 <= outcomes[0].seconds < 5
-
-
-@pytest.mark.parametrize("mode", ["root", "ordinary"])
-def test_with_more_processes_none_outlives_its_program(mode: str) -> None:
-    if mode == "root" and os.geteuid() != 0:
-        pytest.skip("the tests do not run as root")
-    bombs = {
-        "while True:\n    try: os.fork()\n    except OSError: pass": Grade.TIMED_OUT,
-        "import threading\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()": Grade.CRASHED,
-        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(99)": Grade.RIGHT,
-        "os.kill(-1, 9)": Grade.CRASHED,
-        "os.wait4(-1, 0)": Grade.CRASHED,
-        "pid = os.fork()\nif pid == 0: os._exit(3)\nassert os.waitpid(pid, 0)[1] >> 8 == 3": Grade.RIGHT,
-    }
-    with make(mode, TIGHT.model_copy(update={"processes": 4, "wall_seconds": 0.8})) as sandbox:
-        if Layer.NAMESPACES not in sandbox.protection.layers:
-            pytest.skip("this machine has no namespaces")
-        before = descendants(os.getpid())
-        for body, grade in bombs.items():
-            (outcome,) = sandbox.run(
-                [Job(f"import os, time\n{body}\ndef f(): return 1", "f", "assert candidate() == 1")]
-            )
-            assert outcome.grade == grade, (body, outcome)
-            assert descendants(os.getpid()) == before
-            assert sandbox.run([ADD])[0].grade == Grade.RIGHT
-
-
-def test_programs_run_side_by_side_and_come_back_in_order() -> None:
-    jobs = [
-        Job(
-            f"import time\ndef f():\n    time.sleep({(5 - i) / 50})\n    return {i}",
-            "f",
-            f"assert candidate() == {i % 4}",
-        )
-        for i in range(6)
-    ]
-    with Sandbox(TIGHT, allow_untrusted_code=True, workers=3) as sandbox:
-        start = time.monotonic()
-        outcomes = sandbox.run([*jobs, Job("import time\ntime.sleep(0.4)", "", "")] * 2)
-        assert time.monotonic() - start < sum(outcome.seconds for outcome in outcomes)
-        expected = [Grade.RIGHT] * 4 + [Grade.WRONG] * 2 + [Grade.RIGHT]
-        assert [outcome.grade for outcome in outcomes] == expected * 2
-        # Each worker has users of its own: the limit of processes is not shared.
-        assert len({outcome.reason for outcome in outcomes if outcome.grade == Grade.RIGHT}) == 1
-    assert sandbox.run([]) == []
-
-
-def test_nothing_is_left_after_closing_or_when_the_caller_is_killed() -> None:
-    before = descendants(os.getpid())
-    with Sandbox(TIGHT, allow_untrusted_code=True, workers=2):
-        wardens = descendants(os.getpid()) - before
-        assert len(wardens) >= 2
-    assert descendants(os.getpid()) == before
-    # Nor a zombie for whoever inherits the orphans of this machine.
-    assert [pid for pid in wardens if Path(f"/proc/{pid}").exists()] == []
-
-    script = (
-        "import os, sys\nfrom peft_study.corpora.sandbox import Job, Limits, Sandbox\n"
-        "sandbox = Sandbox(Limits(wall_seconds=60), allow_untrusted_code=True)\n"
-        "print(*(warden._process.pid for warden in sandbox._wardens), flush=True)\n"
-        "sandbox.run([Job('import time\\ntime.sleep(60)', '', '')])"
-    )
-    caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert caller.stdout
-    warden = int(caller.stdout.readline())
-    deadline = time.monotonic() + 10
-    while len(descendants(warden)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    theirs = {warden, *descendants(warden)}
-    assert len(theirs) >= 3
-    caller.kill()
-    caller.communicate()
-    while any(Path(f"/proc/{pid}").exists() and not ended(pid) for pid in theirs) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert all(ended(pid) for pid in theirs)
-
-
-def ended(pid: int) -> bool:
-    """Return whether a process that is no child of ours has ended; who inherited it may not have looked yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def test_a_warden_that_is_lost_costs_one_program() -> None:
-    with Sandbox(TIGHT, allow_untrusted_code=True) as sandbox:
-        sandbox._wardens[0]._process.kill()
-        sandbox._wardens[0]._process.wait()
-        first, second = sandbox.run([ADD, ADD])
-        assert first.grade == Grade.CRASHED
-        assert "took its sandbox down" in first.reason
-        assert second.grade == Grade.RIGHT
 
 
 def test_it_must_be_asked_for() -> None:

@@ -25,7 +25,19 @@ def test_flat_and_tree_are_the_same_config() -> None:
     config = build_config({"method.name": "lora", "method.rank": 4, "data.retry_rate": 0.5})
     flat = flatten(config.model_dump())
     assert build_config(flat) == config
-    assert sorted(flat) == sorted(known_keys())
+    assert sorted(flat) == sorted(
+        key for key in known_keys() if not key.startswith(("pretrained.", "corpus.", "testing."))
+    )
+
+
+def test_a_trial_of_the_study_knows_nothing_of_real_texts() -> None:
+    """Its id is a hash of its config: what other trials are configured by must not change it."""
+    study, real = build_config(), build_config({"pretrained.name": "gpt2", "corpus.name": "gsm8k"})
+    assert not {"pretrained", "corpus"} & study.model_dump().keys()
+    assert flatten(real.model_dump())["corpus.columns.text"] == ""
+    assert build_config(flatten(real.model_dump())) == real
+    with pytest.raises(ConfigError, match=r"corpus.name"):
+        build_config({"pretrained.name": "gpt2"})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from peft_study.errors import ConfigError
+from peft_study.models.config import PretrainedConfig
 from peft_study.training import machine
 from peft_study.training.config import TrainingConfig
 
@@ -90,3 +92,29 @@ def test_long_runs_are_compiled_where_that_is_possible(
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
     assert machine.is_compiled(TrainingConfig(compile=asked), steps, torch.device("cpu")) is expected
+
+
+@pytest.mark.parametrize(("faster", "attention"), [("eager", "eager"), ("sdpa", "auto")])
+def test_any_model_is_held_in_what_the_run_computes_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, faster: str, attention: str
+) -> None:
+    """The precision is measured and decides the model's dtype; eager attention is taken only where it is faster."""
+    monkeypatch.setattr(machine, "_choose_precision", lambda: {"precision": "bf16"})
+    seconds = {"eager": 2.0, "sdpa": 2.0} | {faster: 1.0}
+    monkeypatch.setattr(machine, "attention_seconds", lambda *_: seconds)
+    training, pretrained = machine.settled_pretrained(TrainingConfig(), PretrainedConfig(name="x"), tmp_path)
+    assert (training.precision, pretrained.dtype, pretrained.attention) == ("bf16", "bfloat16", attention)
+    monkeypatch.delattr(machine, "attention_seconds")  # It is kept.
+    again = machine.settled_pretrained(TrainingConfig(), PretrainedConfig(name="x"), tmp_path)
+    assert again == (training, pretrained)
+
+
+def test_what_is_asked_of_any_model_is_taken(tmp_path: Path) -> None:
+    asked = PretrainedConfig(name="x", dtype="float32", attention="sdpa")
+    training, pretrained = machine.settled_pretrained(TrainingConfig(), asked, tmp_path)
+    assert (training.precision, pretrained) == ("fp32", asked)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match=r"must be the same"):
+        machine.settled_pretrained(TrainingConfig(precision="bf16"), asked, tmp_path)
+    with pytest.raises(ConfigError, match=r"set pretrained.attention"):
+        machine.settled_pretrained(TrainingConfig(attention="varlen"), asked, tmp_path)

@@ -1,0 +1,79 @@
+"""One trial outside of any sweep, with a run in MLflow like those of sweeps."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from peft_study.errors import ConfigError
+from peft_study.records import Status
+from peft_study.study.config import TrialConfig
+from peft_study.study.plan import PlannedTrial, Sweep, trial_id
+from peft_study.study.progress import SweepProgress
+from peft_study.study.stores import best_effort, check_stores, locked, read_result, storage_errors
+from peft_study.study.tracking import Tracker
+
+ALONE = Sweep(name="finetune", question="Trials that were run alone, each with the config on its own page.")
+"""What holds the runs of such trials together in MLflow."""
+
+
+def alone_folder(config: TrialConfig, runs: Path) -> Path:
+    """Return where a trial goes that is run alone."""
+    return runs / ALONE.name / trial_id(ALONE.name, config)
+
+
+def run_alone(config: TrialConfig, runs: Path, folder: Path | None, console: Console) -> tuple[dict[str, Any], Path]:
+    """Run a trial in `folder`, by default one under `runs`, unless it is finished there; return result and folder.
+
+    A run that was killed goes on from its last checkpoint. ConfigError where the folder holds another trial.
+    """
+    planned = PlannedTrial(trial_id(ALONE.name, config), ALONE.name, config)
+    folder = folder or alone_folder(config, runs)
+    check_stores(runs)
+    with storage_errors(folder), locked(folder / ".lock", busy=f"{folder} is in use by another process"):
+        result = read_result(folder)
+        if result is not None and result["trial"] != planned.trial:
+            raise ConfigError(f"{folder} holds trial {result['trial']} of another config; choose another --folder")
+        tracker = Tracker(runs, ALONE)
+        if result is None:
+            result = _train(planned, folder, tracker, console)
+        elif not tracker.is_complete(result):
+            tracker.start(planned, 0).finish(result, folder)
+        tracker.close_parent(Status.FINISHED)
+    return result, folder
+
+
+def _run_trial(*args: Any, **options: Any) -> dict[str, Any]:
+    """Run a trial on all cores where it is one of real texts; those of the study have one, as in sweeps."""
+    from peft_study.study.trial import run_trial
+    from peft_study.training.machine import prepare_process
+
+    prepare_process(threads=(os.cpu_count() or 1) if args[0].pretrained else 1)
+    return run_trial(*args, **options)
+
+
+def _train(planned: PlannedTrial, folder: Path, tracker: Tracker, console: Console) -> dict[str, Any]:
+    """Run a trial and tell MLflow as it goes."""
+    run = tracker.start(planned, 0)
+    try:
+        with SweepProgress(console, 1) as progress:
+            progress.expect(planned.trial, planned.config.training.tokens)
+            progress.start_trial(planned.trial)
+            result = _run_trial(
+                planned.config,
+                folder,
+                trial=planned.trial,
+                arm=planned.arm,
+                sweep=ALONE.name,
+                on_progress=lambda report: progress.update(planned.trial, report),
+                on_metrics=run.log,
+            )
+            progress.end_trial(planned.trial, f"{planned.trial} {result['status']}")
+    except BaseException:
+        with best_effort():
+            run.end(Status.KILLED)
+            tracker.stop_parent()
+        raise
+    run.finish(result, folder)
+    return result

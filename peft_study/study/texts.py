@@ -1,0 +1,198 @@
+"""A trial on real texts: any causal language model on any corpus, in the study's loop, measured before and after.
+
+In several processes (`accelerate launch`, torchrun) all train, and the first alone measures and writes.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peft_study.corpora.config import CorpusConfig
+from peft_study.corpora.corpus import Corpus, load_corpus
+from peft_study.errors import CheckpointError, ConfigError
+from peft_study.evaluation.cells import Findings
+from peft_study.evaluation.config import NaturalEvaluationConfig
+from peft_study.evaluation.natural import natural_findings
+from peft_study.evaluation.natural_solving import Solution, read_solutions, solution_rows, solve
+from peft_study.files import write_atomic
+from peft_study.models.device import this_device
+from peft_study.models.pretrained import PretrainedLearner
+from peft_study.rng import derive_seed
+from peft_study.skills.encode import Encoder
+from peft_study.skills.packing import CorpusStream, pack
+from peft_study.study.cards import adapter_card
+from peft_study.study.config import TrialConfig, build_config, flatten, read_yaml
+from peft_study.study.stores import read_result
+from peft_study.training.machine import prepare_process, settled_pretrained
+from peft_study.training.natural import CorpusTask, corpus_batch
+from peft_study.training.run import Point, TrainingSummary
+from peft_study.training.supervised import train
+
+BASELINE = "baseline.jsonl"
+"""Of a trial's folder: what the base wrote before training."""
+
+
+class TextTrial:
+    """What a trial on texts is made of."""
+
+    def __init__(self, config: TrialConfig, kernels: Path, *, saved: Path | None = None) -> None:
+        """Load model and corpus; `kernels` is the folder that keeps what is measured of this machine."""
+        assert config.pretrained is not None
+        assert config.corpus is not None
+        if config.method.name == "probe" and config.skill.name != "detection":
+            raise ConfigError("method probe only tells right from wrong; set skill.name=detection, or method.name=lora")
+        self.config, self.testing = config, config.testing or NaturalEvaluationConfig()
+        self.training, self.pretrained = settled_pretrained(config.training, config.pretrained, kernels)
+        self.corpus_config: CorpusConfig = config.corpus
+        self.corpus: Corpus = load_corpus(config.corpus, config.data, config.seed, split=self.testing.split)
+        self.learner = PretrainedLearner(self.pretrained, config.method, config.seed, saved=saved)
+        # As it is known by now, for the loop and the record.
+        self.training = self.training.model_copy(
+            update={"attention": self.learner.model.config._attn_implementation}  # pyright: ignore[reportPrivateUsage]
+        )
+        self.learner.place(this_device())
+        self.encoder = Encoder(self.learner.tokenizer, config.skill, config.corpus)
+        self.notes = [f"corpus: {self.corpus.source}", *self.learner.notes]
+        """What a reader should know of the model and of what it reads, a line each."""
+
+    def task(self) -> CorpusTask:
+        """Return what the run reads, validation windows included."""
+        corpus, learner = self.corpus_config, self.learner
+        longest = getattr(learner.model.config.get_text_config(), "max_position_embeddings", None)
+        if longest and corpus.window > longest:
+            raise ConfigError(
+                f"corpus.window must be at most the {longest} positions of {self.pretrained.name}, but is "
+                f"{corpus.window}; set corpus.window={longest} or less"
+            )
+        read, measured = (self.encoder.encode_all(each) for each in (self.corpus.train, self.corpus.validation))
+        if corpus.packing and not learner.isolates():
+            raise ConfigError(
+                f"{self.pretrained.name} lets the documents of a window see each other; set corpus.packing=false"
+            )
+        stream = CorpusStream(read.encoded, corpus.window, learner.pad_id, corpus.packing, self.config.seed)
+        validation = pack(measured.encoded, corpus.window, learner.pad_id, corpus.packing)
+        order = np.random.default_rng(derive_seed(self.testing.seed, "loss windows")).permutation(len(validation.ids))
+        rows = np.sort(order[: self.testing.loss_windows])
+        self.notes.append(
+            f"windows: {len(stream)} of {corpus.window} tokens, {stream.fill:.0%} filled; {read.truncated} of "
+            f"{read.documents} documents are cut off and {read.left_out} left out"
+        )
+        is_detection = self.config.skill.name == "detection"
+        return CorpusTask(stream, validation.rows(rows), verdict=is_detection)
+
+    def baseline(self, folder: Path) -> list[Solution] | None:
+        """Return the base's own solutions, kept in `folder` for a run that goes on; None where nothing is graded."""
+        if not self.corpus.grader or not self.testing.baseline:
+            return None
+        kept = folder / BASELINE
+        if kept.is_file():
+            return read_solutions([json.loads(line) for line in kept.read_text().splitlines()], self.corpus)
+        solutions = solve(self.learner, self.corpus, self.encoder, self.testing, family=self.config.data.family)
+        write_atomic(kept, "".join(json.dumps(row) + "\n" for row in solution_rows(solutions)))
+        return solutions
+
+    def measure(self, task: CorpusTask | None, baseline: list[Solution] | None) -> Findings:
+        """Measure the learner on its skill, and the loss on the windows of `task`."""
+        batches = None
+        if task is not None:
+            device = self.learner.model.device
+            batches = [
+                corpus_batch(task.windows.rows([row]), device, verdict=task.verdict)
+                for row in range(len(task.windows.ids))
+            ]
+        return natural_findings(
+            self.learner,
+            self.config.skill,
+            self.corpus_config,
+            self.testing,
+            corpus=self.corpus,
+            encoder=self.encoder,
+            batches=batches,
+            baseline=baseline,
+            data=self.config.data,
+        )
+
+    def train(self, task: CorpusTask, folder: Path, on_point: Callable[[Point], None]) -> TrainingSummary:
+        """Train the learner, from the checkpoint in `folder` if there is one."""
+        if self.config.method.name not in ("full", "lora", "probe") or not self.config.training.tokens:
+            return TrainingSummary(0, 0, 0, 0.0, [], None)
+        return train(self.learner, task, self.training, folder=folder, seed=self.config.seed, on_point=on_point)
+
+
+def follow(config: TrialConfig, folder: Path) -> None:
+    """Train beside the first process, which measures and writes; nothing where the trial is finished."""
+    if config.pretrained is None:
+        raise ConfigError("trials of the study run in one process; start it without a launcher, or give --model")
+    if read_result(folder) is not None:
+        return
+    prepare_process(threads=max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    trial = TextTrial(config, folder.parent)
+    trial.train(trial.task(), folder / "checkpoint", lambda _: None)
+
+
+def run_texts(
+    config: TrialConfig,
+    folder: Path,
+    on_point: Callable[[Point], None],
+    on_measure: Callable[[], None],
+) -> dict[str, Any]:
+    """Train and measure; return the part of the result that a failed trial has not.
+
+    `on_measure` is called before the trained model is measured. Samples, outcomes, adapter and card go to `folder`.
+    """
+    started = time.monotonic()
+    trial = TextTrial(config, folder.parent)
+    task = trial.task()
+    loaded = time.monotonic()
+    baseline = trial.baseline(folder)
+    measured = time.monotonic()
+    summary = trial.train(task, folder / "checkpoint", on_point)
+    on_measure()
+    before = time.monotonic()
+    found = trial.measure(task, baseline)
+    np.savez_compressed(folder / "outcomes.npz", **found.arrays)  # pyright: ignore[reportArgumentType]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in found.samples))
+    result = {
+        "tokens": summary.tokens,
+        "tokens_with_loss": summary.tokens_with_loss,
+        "trainable_params": summary.trainable_params,
+        "seconds": round(summary.seconds, 2),
+        "seconds_by_step": {
+            "load": round(loaded - started, 2),
+            "measure the base": round(measured - loaded, 2),
+            "train": round(summary.seconds, 2),
+            "measure": round(time.monotonic() - before, 2),
+        },
+        "converged": summary.converged,
+        "precision": summary.precision,
+        "attention": summary.attention,
+        "departures": found.departures,
+        "matched": trial.learner.matched,
+        "notes": trial.notes,
+        "corpus": {"source": trial.corpus.source, "digest": trial.corpus.digest},
+        "base_commit": getattr(trial.learner.model.config, "_commit_hash", None) or "",
+        "measures": [measure._asdict() for measure in found.measures],
+    }
+    if config.method.name in ("full", "lora", "probe"):
+        trial.learner.save(folder / "adapter")
+        (folder / "adapter" / "README.md").write_text(adapter_card(config, result))
+    return result
+
+
+def open_trial(folder: Path, testing: NaturalEvaluationConfig | None = None) -> TextTrial:
+    """Return the finished trial in `folder` with what it has trained, to be measured again as `testing` says."""
+    config = build_config(flatten(read_yaml(folder / "config.yaml")))
+    saved = folder / "adapter"
+    trained = config.method.name in ("full", "lora", "probe")
+    if trained and not saved.is_dir():
+        raise CheckpointError(f"{folder} has no {saved.name}, so its trial is not finished; run it to its end")
+    if testing:
+        config = config.model_copy(update={"testing": testing})
+    trial = TextTrial(config, folder.parent, saved=saved if trained else None)
+    trial.learner.eval()
+    return trial

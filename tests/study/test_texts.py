@@ -1,0 +1,212 @@
+"""A trial on real texts from config to MLflow: run, killed, gone on with, measured again, shared by two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from peft import PeftModel
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from peft_study.errors import ConfigError
+from peft_study.evaluation.config import NaturalEvaluationConfig
+from peft_study.study import texts
+from peft_study.study.config import TrialConfig, build_config
+from peft_study.study.plan import USUAL_RATES, resolve_rate
+from peft_study.study.single import run_alone
+from peft_study.study.stores import mlflow_path
+from peft_study.study.texts import TextTrial, open_trial
+from peft_study.study.tuned import TunedRates
+from peft_study.training.run import Point
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of sums with solutions in steps."""
+    file = tmp_path_factory.mktemp("problems") / "sums.jsonl"
+    rows = []
+    for a in range(2, 9):
+        for b in range(2, 9):
+            question = f"Tom has {a} apples and buys {b} more, then eats 1. How many apples does Tom have?"
+            solution = f"{a} + {b} = {a + b} apples.\n{a + b} - 1 = {a + b - 1} apples.\n#### {a + b - 1}"
+            rows.append({"question": question, "solution": solution, "answer": str(a + b - 1)})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def config_of(model: Path, problems: Path, **changes: Any) -> TrialConfig:
+    settings = {
+        "pretrained.name": str(model),
+        "pretrained.attention": "eager",
+        "corpus.name": str(problems),
+        "corpus.mistakes": "number",
+        "corpus.retry_rate": 0.5,
+        "corpus.window": 128,
+        "corpus.validation_share": 0.2,
+        "method.name": "lora",
+        "method.rank": 4,
+        "training.tokens": 8 * 2 * 128,
+        "training.batch_windows": 2,
+        "training.points": 2,
+        "training.lr": 1e-2,
+        "training.precision": "fp32",
+        "testing.n": 6,
+        "testing.max_new_tokens": 12,
+        "testing.loss_windows": 4,
+    }
+    return build_config(settings | changes)
+
+
+def named(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {f"{m['set']} {m['metric']}": m for m in result["measures"]}
+
+
+def test_correction_from_config_to_mlflow(checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path) -> None:
+    config = config_of(checkpoint("llama"), problems)
+    result, folder = run_alone(config, tmp_path / "runs", None, QUIET)
+    assert (result["status"], result["reason"]) == ("finished", "")
+    measures = named(result)
+    assert {"stream loss", "id accuracy", "id unparsable", "id truncated", "id accuracy_gain"} <= measures.keys()
+    assert measures["id accuracy"]["n"] == 6
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["validation/loss"] < lines[0]["validation/loss"]
+    assert result["tokens"] == 8 * 2 * 128
+    assert result["tokens_with_loss"] > 0
+    assert len(result["matched"]) == 2 * 7
+
+    card = (folder / "adapter" / "README.md").read_text()
+    assert f"base_model: {checkpoint('llama')}" in card
+    assert "| accuracy | validation id |" in card
+    command = next(line for line in card.splitlines() if line.startswith("    peft-study finetune "))
+    assert "method.rank=4" in command
+    assert "testing.n=6" in command
+    assert "corpus.packing" not in command
+
+    client = MlflowClient(f"sqlite:///{mlflow_path(tmp_path / 'runs')}")
+    experiment = client.get_experiment_by_name("peft_study")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], "tags.trial != ''")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["pretrained.name"] == str(checkpoint("llama"))
+    assert run.data.metrics["id/accuracy"] == measures["id accuracy"]["value"]
+    assert "| what | value |" in run.data.tags["mlflow.note.content"]
+    assert {each.path for each in client.list_artifacts(run.info.run_id)} >= {"adapter", "samples.jsonl"}
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    assert (model.name, model.tags["skill"]) == (result["trial"], "correction")
+
+    # Finished is finished: nothing is run, and nothing is logged twice.
+    again, _ = run_alone(config, tmp_path / "runs", None, QUIET)
+    assert again == result
+    assert len(client.search_runs([experiment.experiment_id], "tags.trial != ''")) == 1
+
+    # Plain transformers and peft read what was saved.
+    base = AutoModelForCausalLM.from_pretrained(checkpoint("llama"), dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, folder / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint("llama"))
+    ids = torch.tensor([tokenizer("Tom has 3 apples")["input_ids"]])
+    trial = open_trial(folder)
+    with torch.no_grad():
+        ours = trial.learner(ids, torch.ones_like(ids, dtype=torch.bool), verdict=False)
+        assert torch.allclose(ours, adapted(input_ids=ids).logits[0], atol=1e-5)
+
+
+def test_detection_and_measuring_again(checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path) -> None:
+    changes = {"skill.name": "detection", "testing.n": 10}
+    config = config_of(checkpoint("gpt2"), problems, **changes)
+    result, folder = run_alone(config, tmp_path / "runs", None, QUIET)
+    assert result["status"] == "finished", result["reason"]
+    first = named(result)
+    assert 0 <= first["injected detect_auroc"]["value"] <= 1
+    found = open_trial(folder, NaturalEvaluationConfig(split="validation", n=10)).measure(None, None)
+    again = {f"{m.set} {m.metric}": m for m in found.measures}
+    assert again["injected detect_auroc"].value == pytest.approx(first["injected detect_auroc"]["value"])
+
+
+def test_killed_and_gone_on_with_equals_straight(
+    checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path
+) -> None:
+    config = config_of(checkpoint("qwen2"), problems, **{"testing.baseline": False})
+
+    def weights(trial: TextTrial) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in trial.learner.trainable().values()]
+
+    def trained(folder: Path, on_point: Callable[[Point], None]) -> TextTrial:
+        trial = TextTrial(config, tmp_path)
+        fast = trial.training.model_copy(update={"checkpoint_seconds": 1e-9})
+        trial.training = fast
+        folder.mkdir(exist_ok=True)
+        trial.train(trial.task(), folder, on_point)
+        return trial
+
+    def kill(point: Point) -> None:
+        if point.tokens == 5 * 2 * 128:
+            raise KeyboardInterrupt
+
+    straight = weights(trained(tmp_path / "straight", lambda _: None))
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "killed", kill)
+    resumed = weights(trained(tmp_path / "killed", lambda _: None))
+    assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
+
+
+def test_an_architecture_that_cannot_keep_documents_apart_is_refused(
+    checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path
+) -> None:
+    config = config_of(checkpoint("bloom"), problems)
+    with pytest.raises(ConfigError, match=r"set corpus.packing=false"):
+        TextTrial(config, tmp_path).task()
+    alone = config_of(checkpoint("bloom"), problems, **{"corpus.packing": False})
+    assert len(TextTrial(alone, tmp_path).task().stream) == len(TextTrial(alone, tmp_path).corpus.train)
+
+
+def test_windows_that_the_model_cannot_see_are_refused(
+    checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path
+) -> None:
+    config = config_of(checkpoint("gpt2"), problems, **{"corpus.window": 256})
+    with pytest.raises(ConfigError, match=r"at most the 128 positions .* set corpus.window=128"):
+        TextTrial(config, tmp_path).task()
+
+
+def test_rates_that_are_not_set(checkpoint: Callable[[str], Path], problems: Path) -> None:
+    config = config_of(checkpoint("llama"), problems, **{"training.lr": None})
+    assert resolve_rate(config, TunedRates()).training.lr == USUAL_RATES["lora"]
+
+
+def test_a_search_may_not_see_test_problems(checkpoint: Callable[[str], Path], problems: Path) -> None:
+    assert config_of(checkpoint("llama"), problems).measured_split == "validation"
+    asked = config_of(checkpoint("llama"), problems, **{"testing.split": "test"})
+    assert asked.measured_split == "test"
+
+
+def test_two_processes_share_a_trial(checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path) -> None:
+    """As `accelerate launch` starts them: the loss is that of one, and the first alone writes."""
+    root = Path(__file__).parents[2]
+    keys = [
+        "corpus.mistakes=number", "corpus.retry_rate=0.5", "corpus.window=128", "corpus.validation_share=0.2",
+        "method.rank=4", "training.tokens=4096", "training.batch_windows=4", "training.points=2", "training.lr=0.01",
+        "training.precision=fp32", "pretrained.attention=eager", "testing.n=2", "testing.max_new_tokens=4",
+        "testing.baseline=false",
+    ]  # fmt: skip
+    losses = []
+    for processes in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command += ["-m", "peft_study", "finetune", "--model", str(checkpoint("llama")), "--data", str(problems)]
+        ended = subprocess.run(
+            [*command, "--runs", str(tmp_path / str(processes)), *keys],
+            capture_output=True, text=True, timeout=300, check=False, cwd=root,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        (file,) = (tmp_path / str(processes)).glob("finetune/*/metrics.jsonl")
+        losses.append([json.loads(line)["validation/loss"] for line in file.read_text().splitlines()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert texts.BASELINE not in {path.name for path in (tmp_path / "2").rglob("*")}
