@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from analysis.gap import Gap, gap_closed
 from analysis.stats import Arrays, Key, Sample, TrialSample, pool, samples_of
+from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.igsm.families import family_named
 from peft_study.records import METRICS, Status
 from peft_study.rng import derive_seed
@@ -59,7 +60,7 @@ class TrialRecord(NamedTuple):
         """Return what can be pooled with other trials."""
         if self.kept is not None:
             return self.kept
-        n = int(self.config["evaluation"]["n"]) if self.outcomes else 0
+        n = int(_measured(self.config)["n"]) if self.outcomes else 0
         return samples_of(self.outcomes, n=n, seed=BOOTSTRAP_SEED)
 
 
@@ -89,9 +90,29 @@ def config_columns(config: dict[str, Any]) -> Row:
     else:
         row.update(dict.fromkeys(_OF_ADAPTERS))
         row["rank"] = flat.get("method.rank") if method == "probe" else None
+    if "pretrained" in config:
+        row |= _text_columns(config)
     shown = {key: row[column] for column, key in COLUMN_KEYS.items()}
     rest = {key: value for key, value in flat.items() if key not in shown or shown[key] != value}
-    return row | {"decoding": "greedy", "quantization": "none", "config": json.dumps(rest, sort_keys=True)}
+    held = flat.get("pretrained.quantization", "none")
+    return row | {"decoding": "greedy", "quantization": held, "config": json.dumps(rest, sort_keys=True)}
+
+
+def _text_columns(config: dict[str, Any]) -> Row:
+    """Return the columns that say something else for a trial on real texts."""
+    corpus = config["corpus"]
+    row: Row = {"base": config["pretrained"]["name"], "family": corpus["name"], "order": ""}
+    if corpus["name"] != "igsm":
+        has_mistakes = corpus["mistakes"] != "none"
+        row |= {"kind": corpus["mistakes"], "retry_rate": corpus["retry_rate"] if has_mistakes else 0.0}
+    return row
+
+
+def _measured(config: dict[str, Any]) -> dict[str, Any]:
+    """Return split and size of what a trial is measured on."""
+    if "pretrained" not in config:
+        return config["evaluation"]
+    return NaturalEvaluationConfig.model_validate(config.get("testing", {})).model_dump()
 
 
 def overrides_of(row: Row) -> list[str]:
@@ -167,7 +188,7 @@ def _arm_common(sweep: str, arm: str, records: Sequence[TrialRecord]) -> Row:
         "seed": None,
         "sweep": sweep,
         "trial": arm,
-        "split": records[0].config["evaluation"]["split"],
+        "split": _measured(records[0].config)["split"],
         "status": (finished[0] if finished else records[0]).status.value,
         "reason": "; ".join((*_unfinished(records), *dict.fromkeys(_alarms(records)))),
         **{key: _same(costs, key) for key in ("tokens", "tokens_with_loss", "trainable_params")},
@@ -228,7 +249,8 @@ def _gap_reason(gap: Gap, arm: str, trials: dict[str, list[TrialSample]]) -> str
 
 def _measure_columns(key: Key, n: int, value: float | None, low: float | None, high: float | None) -> Row:
     numbers = {"value": value, "low": low, "high": high, "n": n}
-    return {"set": key.set, "op": key.op, "metric": key.metric, **numbers}
+    # Problems of real texts have no number of operations; their outcomes are kept under 0.
+    return {"set": key.set, "op": key.op or None, "metric": key.metric, **numbers}
 
 
 def _bases(trials: Sequence[TrialSample]) -> list[int]:

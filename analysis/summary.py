@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis.gap import NO_GAP
 from analysis.table import arm_of, arm_rows, to_rows, trial_rows
-from peft_study.igsm.families import family_named
+from peft_study.igsm.families import FAMILIES
 from peft_study.records import Status
 
 CLAIM_SEEDS, CLAIM_BASES, CLAIM_PROBLEMS = 3, 2, 4096
@@ -48,8 +48,8 @@ class ArmSummary(NamedTuple):
     row: Row
     """The columns that the rows of the arm share."""
     metric: str
-    op: int
-    """Operations of the problems that `raw` is measured on: the family's headline."""
+    op: int | None
+    """Operations of the problems that `raw` is measured on: the family's headline; None for real texts."""
     raw: Interval | None
     gap: Interval | None
     no_gap: bool
@@ -176,8 +176,10 @@ def caption(counts: Counts, *, first_look: bool) -> str:
 def _summary(skill: str, arm: str, rows: Sequence[Row], trials: Sequence[Row]) -> ArmSummary:
     own_skill = rows[0]["skill"] == skill
     metric = "accuracy" if skill == "correction" else "detect_auroc" if own_skill else "free_auroc"
-    measured = [row for row in rows if row["metric"] == metric and row["set"] == _set_of(skill)]
-    op = family_named(rows[0]["family"]).headline_op
+    family = FAMILIES.get(rows[0]["family"])
+    op = family.headline_op if family else None
+    where = "injected" if skill == "detection" else "ood" if family else "id"
+    measured = [row for row in rows if row["metric"] == metric and row["set"] == where]
     headline = next((row for row in measured if row["op"] == op), None)
     gap_row = next((row for row in rows if own_skill and row["metric"] == "gap_closed"), None)
     finished = [row for row in trials if row["status"] == Status.FINISHED]
@@ -198,10 +200,6 @@ def _summary(skill: str, arm: str, rows: Sequence[Row], trials: Sequence[Row]) -
         alarms=alarms,
         notes=notes,
     )
-
-
-def _set_of(skill: str) -> str:
-    return "ood" if skill == "correction" else "injected"
 
 
 def _interval(row: Row | None) -> Interval | None:

@@ -265,6 +265,9 @@ def finetune(
     for note in result.get("notes", ()):
         console.print(note, soft_wrap=True, markup=False)
     console.print(measures_table({_measure_name(m): m for m in result["measures"]}))
+    costs = [f"{step} {seconds:.0f} s" for step, seconds in result.get("seconds_by_step", {}).items()]
+    if costs:
+        console.print(f"cost: {', '.join(costs)}; {result['peak_memory_mib']:.0f} MiB at most", soft_wrap=True)
     console.print(f"trial: {folder}", soft_wrap=True)
 
 
@@ -286,9 +289,9 @@ def measures_table(measures: dict[str, dict[str, Any]]) -> Table:
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder of a base, or of a trial's adapter.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a base, or of a trial, also one of --model.")],
     skill: Annotated[Literal["correction", "detection"], typer.Option(help="What is measured.")] = "correction",
-    op: Annotated[int, typer.Option(min=1, help="Operations of each problem.")] = 4,
+    op: Annotated[int | None, typer.Option(min=1, help="Operations of each iGSM problem; left out for 4.")] = None,
     split: Annotated[Literal["validation", "test"], typer.Option(help="Which problems.")] = "test",
     n: Annotated[int, typer.Option("-n", min=1, help="How many problems.")] = 512,
     seed: Annotated[int, typer.Option(help="Another seed draws other problems.")] = 0,
@@ -302,6 +305,18 @@ def evaluate(
         typer.echo(json.dumps(measures))
     else:
         Console().print(measures_table(measures))
+
+
+@app.command()
+def export(
+    trial: Annotated[Path, typer.Argument(help="Folder of a finished trial.")],
+    target: Annotated[Path, typer.Argument(help="New folder.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Write a plain model with the adapter merged in.")] = False,
+) -> None:
+    """Write what a trial has trained to a folder, to be used elsewhere: its adapter, or a whole model."""
+    from peft_study.study.export import export_trial
+
+    typer.echo(export_trial(trial, target, merged=merged))
 
 
 @app.command()

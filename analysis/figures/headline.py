@@ -69,7 +69,7 @@ class HeadlineInfo(NamedTuple):
     gap: Panel
     no_gap: tuple[str, ...]
     """Skills without a gap between their references."""
-    ops: dict[str, int]
+    ops: dict[str, int | None]
     """Skill to the operation count of its problems."""
     counts: Counts
 
@@ -153,7 +153,8 @@ def draw(info: HeadlineInfo) -> Figure:
 
 def _draw_raw(axes: Axes, panel: Panel, skill: str, op: int | None) -> None:
     of = f" at op {op}" if op is not None else ""
-    metric = f"share solved{of}, out of distribution" if skill == "correction" else f"AUROC{of}, injected mistakes"
+    beyond = ", out of distribution" if op is not None else ""
+    metric = f"share solved{of}{beyond}" if skill == "correction" else f"AUROC{of}, injected mistakes"
     axes.set_title(f"{skill.capitalize()}: {metric}", color=SKILL_COLOURS[skill])
     for reference in panel.references:
         axes.axhline(reference.interval.value, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)

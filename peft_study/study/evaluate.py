@@ -1,5 +1,6 @@
 """Measure a saved checkpoint: a base, or what a trial has trained."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.models.places import CHECKPOINTS
 from peft_study.study.config import TrialConfig, build_config, flatten, read_yaml
+from peft_study.study.texts import is_text_trial, open_trial
 from peft_study.study.trial import TRAINED, evaluate_learner
 from peft_study.training.machine import prepare_process
 
 CONFIG_FILE = "config.yaml"
 
 
-def _open(folder: Path) -> tuple[Learner, TrialConfig]:
+def open_checkpoint(folder: Path) -> tuple[Learner, TrialConfig]:
     """Return the learner in `folder` and the config it stands for."""
     trial = folder.parent if folder.name == "adapter" else folder
     if (trial / CONFIG_FILE).is_file():
@@ -40,17 +42,42 @@ def _open(folder: Path) -> tuple[Learner, TrialConfig]:
     return Learner(load_model(folder), MethodConfig(name="none"), words, 0).eval(), config
 
 
-def evaluate_checkpoint(folder: Path, skill: str, op: int, split: str, n: int, seed: int) -> dict[str, dict[str, Any]]:
+def _evaluate_texts(
+    trial: Path, skill: str, op: int | None, split: str, n: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    if op is not None:
+        raise ConfigError(f"op is for iGSM problems, but {trial} was trained on real texts; leave --op out")
+    prepare_process(threads=os.cpu_count() or 1)
+    opened = open_trial(trial, {"split": split, "n": n, "seed": seed})
+    if (trained := opened.config.skill.name) != skill:
+        raise ConfigError(f"{trial} was trained for {trained}; try --skill {trained}, or give another checkpoint")
+    found = opened.measure(None, None)
+    named = {("" if m.set in ("id", "injected") else f"{m.set} ") + m.metric: m for m in found.measures}
+    return {name: {"value": m.value, "low": m.low, "high": m.high, "n": m.n} for name, m in named.items()}
+
+
+HEADLINE = 4
+"""Operations of the problems that are measured where that is not said."""
+
+
+def evaluate_checkpoint(
+    folder: Path, skill: str, op: int | None, split: str, n: int, seed: int
+) -> dict[str, dict[str, Any]]:
     """Return metric name -> value, low, high, n of the checkpoint in `folder` on problems with `op` operations.
+
+    Of a trial on real texts, on the problems of its corpus, which have no `op`.
 
     Detection names are `<set> <metric>` but for the `injected` set, which has the plain name. `detection` of a
     checkpoint without a trained detector measures its own [BACK] (`free_auroc`), and is an error where it has none.
     """
+    trial = folder.parent if folder.name == "adapter" else folder
+    if is_text_trial(trial):
+        return _evaluate_texts(trial, skill, op, split, n, seed)
     prepare_process(threads=1)
-    learner, config = _open(folder)
+    learner, config = open_checkpoint(folder)
     changed = {"evaluation": EvaluationConfig.model_validate({"split": split, "n": n, "seed": seed})}
     config = config.model_copy(update=changed)
-    evaluator = Evaluator(config.evaluation, config.data, mistakes_rate=config.data.retry_rate, op=op)
+    evaluator = Evaluator(config.evaluation, config.data, mistakes_rate=config.data.retry_rate, op=op or HEADLINE)
     found = evaluate_learner(learner, config, evaluator, cache=None)
     wanted = ("detect_", "free_") if skill == "detection" else ("",)
     measures = [m for m in found.measures if m.metric.startswith(wanted)]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 HEADLINE = {
-    "correction": (("ood", "accuracy"),),
+    "correction": (("ood", "accuracy"), ("id", "accuracy")),
     "detection": (("injected", "detect_auroc"), ("injected", "free_auroc")),
 }
 """Skill to the (set, metric) whose value at the largest op is told to Optuna; the first that was measured."""

@@ -184,15 +184,25 @@ def run_texts(
     return result
 
 
-def open_trial(folder: Path, testing: NaturalEvaluationConfig | None = None) -> TextTrial:
-    """Return the finished trial in `folder` with what it has trained, to be measured again as `testing` says."""
+def is_text_trial(folder: Path) -> bool:
+    """Return whether the trial in `folder` is one on real texts."""
+    path = folder / "config.yaml"
+    return path.is_file() and "pretrained" in read_yaml(path)
+
+
+def open_trial(folder: Path, changed: dict[str, Any] | None = None) -> TextTrial:
+    """Return the finished trial in `folder` with what it has trained, to be measured again.
+
+    `changed` are fields of `testing` to be other than they were.
+    """
     config = build_config(flatten(read_yaml(folder / "config.yaml")))
     saved = folder / "adapter"
     trained = config.method.name in ("full", "lora", "probe")
     if trained and not saved.is_dir():
         raise CheckpointError(f"{folder} has no {saved.name}, so its trial is not finished; run it to its end")
-    if testing:
-        config = config.model_copy(update={"testing": testing})
+    if changed:
+        testing = config.testing or NaturalEvaluationConfig()
+        config = config.model_copy(update={"testing": testing.model_copy(update=changed)})
     trial = TextTrial(config, folder.parent, saved=saved if trained else None)
     trial.learner.eval()
     return trial

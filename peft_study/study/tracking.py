@@ -326,7 +326,8 @@ class TrialRun:
         if (folder / ADAPTER).is_dir():
             self.client.log_artifacts(self.run_id, str(folder / ADAPTER), ADAPTER)
         tags = {"reason": result["reason"][:TAG_LIMIT]} if result["reason"] else {}
-        if (card := folder / ADAPTER / CARD).is_file():
+        # The adapters of the study have no card of ours, but one of peft's that says nothing.
+        if self.planned.config.pretrained is not None and (card := folder / ADAPTER / CARD).is_file():
             tags["mlflow.note.content"] = card.read_text().split("---\n", 2)[-1][:TAG_LIMIT]
             self._log_model(result, folder / ADAPTER)
         self.end(result["status"], tags)

@@ -15,13 +15,20 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peft_study.errors import ConfigError
-from peft_study.evaluation.config import NaturalEvaluationConfig
+from analysis.export import results_path
+from analysis.report import write_report
+from analysis.summary import summarize
+from analysis.table import read_results
+from peft_study.errors import CheckpointError, ConfigError
+from peft_study.records import Status
 from peft_study.study import texts
 from peft_study.study.config import TrialConfig, build_config
-from peft_study.study.plan import USUAL_RATES, resolve_rate
+from peft_study.study.evaluate import evaluate_checkpoint
+from peft_study.study.export import export_trial
+from peft_study.study.plan import USUAL_RATES, build_plan, read_sweep, resolve_rate
 from peft_study.study.single import run_alone
 from peft_study.study.stores import mlflow_path
+from peft_study.study.sweep import run_sweep
 from peft_study.study.texts import TextTrial, open_trial
 from peft_study.study.tuned import TunedRates
 from peft_study.training.run import Point
@@ -118,6 +125,26 @@ def test_correction_from_config_to_mlflow(checkpoint: Callable[[str], Path], pro
         ours = trial.learner(ids, torch.ones_like(ids, dtype=torch.bool), verdict=False)
         assert torch.allclose(ours, adapted(input_ids=ids).logits[0], atol=1e-5)
 
+    # And what is exported.
+    copied = export_trial(folder, tmp_path / "copied", merged=False)
+    assert {path.name for path in copied.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    whole = AutoModelForCausalLM.from_pretrained(export_trial(folder, tmp_path / "whole", merged=True))
+    assert AutoTokenizer.from_pretrained(tmp_path / "whole")("Tom")["input_ids"] == tokenizer("Tom")["input_ids"]
+    with torch.no_grad():
+        assert torch.allclose(ours, whole(input_ids=ids).logits[0], atol=1e-5)
+    with pytest.raises(ConfigError, match="must be new or an empty folder"):
+        export_trial(folder, copied, merged=True)
+    with pytest.raises(CheckpointError, match="holds no trial"):
+        export_trial(tmp_path, tmp_path / "nothing", merged=False)
+
+    # The command measures the same again.
+    measured = evaluate_checkpoint(folder / "adapter", "correction", None, "validation", 6, 0)
+    assert measured["accuracy"]["value"] == measures["id accuracy"]["value"]
+    with pytest.raises(ConfigError, match="trained for correction"):
+        evaluate_checkpoint(folder, "detection", None, "validation", 6, 0)
+    with pytest.raises(ConfigError, match="leave --op out"):
+        evaluate_checkpoint(folder, "correction", 4, "validation", 6, 0)
+
 
 def test_detection_and_measuring_again(checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path) -> None:
     changes = {"skill.name": "detection", "testing.n": 10}
@@ -126,7 +153,7 @@ def test_detection_and_measuring_again(checkpoint: Callable[[str], Path], proble
     assert result["status"] == "finished", result["reason"]
     first = named(result)
     assert 0 <= first["injected detect_auroc"]["value"] <= 1
-    found = open_trial(folder, NaturalEvaluationConfig(split="validation", n=10)).measure(None, None)
+    found = open_trial(folder, {"split": "validation", "n": 10}).measure(None, None)
     again = {f"{m.set} {m.metric}": m for m in found.measures}
     assert again["injected detect_auroc"].value == pytest.approx(first["injected detect_auroc"]["value"])
 
@@ -210,3 +237,23 @@ def test_two_processes_share_a_trial(checkpoint: Callable[[str], Path], problems
         losses.append([json.loads(line)["validation/loss"] for line in file.read_text().splitlines()])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert texts.BASELINE not in {path.name for path in (tmp_path / "2").rglob("*")}
+
+
+def test_an_arm_of_a_sweep_is_the_same_trial(
+    checkpoint: Callable[[str], Path], problems: Path, write_sweep: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its table shows what real texts have: no number of operations, a base and a corpus by name."""
+    flat = config_of(checkpoint("llama"), problems, **{"testing.baseline": False}).model_dump(mode="json")
+    trial = {key: flat[key] for key in ("pretrained", "corpus", "testing", "training", "method")}
+    arms = {skill: {"trial": {"skill": {"name": skill}}} for skill in ("correction", "detection")}
+    plan = build_plan(read_sweep(str(write_sweep(trial=trial, arms=arms, gap={}))))
+    outcome = run_sweep(plan, tmp_path / "runs", workers=0, console=QUIET)
+    assert set(outcome.statuses.values()) == {Status.FINISHED}
+    write_report(plan.sweep.name, tmp_path / "runs")
+    frame = read_results(results_path(plan.sweep.name, tmp_path / "runs"))
+    lines = {line.skill: line for line in summarize(frame)}
+    assert (lines["correction"].op, lines["detection"].op) == (None, None)
+    assert all(line.raw is not None for line in lines.values())
+    assert lines["correction"].problems == 6
+    row = lines["correction"].row
+    assert (row["base"], row["family"], row["kind"]) == (str(checkpoint("llama")), str(problems), "number")
