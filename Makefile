@@ -11,7 +11,7 @@ DATA ?= gsm8k
 QUANT ?= none
 
 .DEFAULT_GOAL := help
-.PHONY: help venv sweep smoke plan report publish ui finetune pretrain data-peek bench bench-long bench-data test check format clean
+.PHONY: help venv sweep smoke plan report publish ui finetune pretrain data-peek bench bench-long bench-quant bench-data test check format clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench: $(STAMP)  ## measure training and generation beside what one would otherw
 
 bench-long: $(STAMP)  ## measure whole sweeps beside Optuna with peft and transformers, about two hours
 	@$(VENV)/bin/python -m benchmarks.long
+
+bench-quant: $(STAMP)  ## measure a LoRA step over a quantised base beside a plain one, five minutes
+	@$(VENV)/bin/python -m benchmarks.quantized
 
 bench-data: $(STAMP)  ## measure how fast problems are generated, beside what a trainer reads
 	@$(VENV)/bin/python -m benchmarks.data

@@ -9,6 +9,7 @@ from peft_study.errors import ConfigError
 from peft_study.igsm.families import NANO
 from peft_study.models.adapters import matched_modules
 from peft_study.models.base import Architecture, build_base
+from peft_study.models.targets import sides
 from peft_study.records import COLUMNS
 from peft_study.study.config import build_config, flatten, read_yaml
 from peft_study.study.plan import SWEEPS, build_plan, read_sweep
@@ -113,7 +114,7 @@ def test_matched_target_sets_have_as_many_parameters(all_rates: TunedRates) -> N
     base = build_base(NANO, Architecture(), 0)
 
     def parameters(targets: str, rank: int) -> int:
-        return rank * sum(layer.in_features + layer.out_features for layer in matched_modules(base, targets).values())
+        return rank * sum(sum(sides(layer)) for layer in matched_modules(base, targets).values())
 
     plan = build_plan(read_sweep("lora_rank"), all_rates)
     wanted = [parameters("all-linear", rank) for rank in (4, 16)]

@@ -60,8 +60,8 @@ class CorpusConfig(BaseModel):
     """How rows of `question` and `solution` are cut and graded: `gsm8k`: lines, the last one `#### N`; `math`:
     sentences, the answer in `\\boxed{}`; `auto`: `math` where solutions have a box or answers are no numbers."""
     limit: int = Field(default=0, ge=0)
-    """Documents that are learned from at most, drawn by the trial's seed; 0 for all (`igsm`, which has no end, needs
-    one)."""
+    """Documents that are learned from at most, drawn by the trial's seed; 0 for all, of `igsm`, which has no end, for
+    8,192."""
     mistakes: Literal["none", "weak", "miss", "foreign", "number"] = "none"
     """Kind of the mistakes put into solutions in steps (corpora/mistakes.py); those of `igsm` are `data.kind`."""
     retry_rate: float = Field(default=0.2, ge=0, lt=1)

@@ -20,6 +20,9 @@ from peft_study.corpora.synthetic import StreamChoice, pairs, settings_of
 from peft_study.errors import ConfigError, DataError
 from peft_study.rng import derive_seed, python_stream
 
+IGSM_DOCUMENTS = 8192
+"""Documents of `igsm`, which has no end, where no limit is set."""
+
 Item = Document | Problem | CodeProblem
 """What a source holds: a document, or a problem that becomes one."""
 
@@ -86,12 +89,9 @@ def load_corpus(
 
 
 def _igsm(config: CorpusConfig, data: StreamChoice, seed: int, split: Literal["validation", "test"]) -> Corpus:
-    if not config.limit:
-        raise ConfigError(
-            "limit must be above 0 for igsm, which has no end, but is 0; set it to the documents you want"
-        )
-    train = pairs(settings_of(data, "train", seed), config.limit)
-    count = math.ceil(config.limit * config.validation_share)
+    limit = config.limit or IGSM_DOCUMENTS
+    train = pairs(settings_of(data, "train", seed), limit)
+    count = math.ceil(limit * config.validation_share)
     held = pairs(settings_of(data, split, config.seed), count)
     return _corpus(
         [pair.document for pair in train],

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peft_study.corpora import corpus as corpora
 from peft_study.corpora.code import CodeProblem
 from peft_study.corpora.config import CorpusConfig
 from peft_study.corpora.corpus import Corpus, Part, held_out, key, load_corpus
@@ -69,7 +70,7 @@ def mistakes(documents: list[Document]) -> int:
 # ---- built-in sets
 
 
-def test_a_share_of_the_prompts_isheld_out_whatever_the_seed(data: Path) -> None:
+def test_a_share_of_the_prompts_is_held_out_whatever_the_seed(data: Path) -> None:
     corpora = [load(seed, name="gsm8k", validation_share=0.2) for seed in (0, 1)]
     for corpus in corpora:
         assert len(corpus.train) + len(corpus.validation) == 60
@@ -295,7 +296,7 @@ def test_equal_prompts_are_on_one_side(prompts: list[str], share: float) -> None
     assert bool(held) == (share > 0)
 
 
-def test_about_the_share_isheld_out_and_stays_so_where_documents_are_added() -> None:
+def test_about_the_share_is_held_out_and_stays_so_where_documents_are_added() -> None:
     documents = [text(f"prompt {i}", i) for i in range(2_000)]
     held = [set(ids(held_out(Part(part, None, "", "a"), 0.1)[1])) for part in (documents, documents[:1_000])]  # pyright: ignore
     assert 140 < len(held[0]) < 260
@@ -319,10 +320,10 @@ def test_the_key_is_what_is_asked() -> None:
 # ---- iGSM
 
 
-def test_a_stream_needs_a_limit_and_has_its_own_splits() -> None:
+def test_a_stream_has_as_many_documents_as_are_asked_for_and_its_own_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = DataConfig(retry_rate=0.5)
-    with pytest.raises(ConfigError, match="limit must be above 0 for igsm, which has no end"):
-        load(stream=stream)
+    monkeypatch.setattr(corpora, "IGSM_DOCUMENTS", 30)
+    assert len(load(3, stream=stream).train) == 30
     corpus = load(3, stream=stream, limit=50)
     assert (len(corpus.train), len(corpus.validation), corpus.grader) == (50, 3, "igsm")
     assert corpus.train[0].id == "igsm/train/0"
