@@ -30,6 +30,10 @@ from peft_study.skills.config import DataConfig, SkillConfig
 from peft_study.training.config import TrainingConfig
 
 Config = TypeVar("Config", bound=BaseModel)
+CONFIG_FILE = "config.yaml"
+"""Of a trial's folder: its config, resolved."""
+TRAINED_METHODS = ("full", "lora", "probe")
+"""Methods that train something, at a learning rate."""
 
 
 class TrialConfig(BaseModel):

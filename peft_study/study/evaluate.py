@@ -13,12 +13,10 @@ from peft_study.models.base import PRETRAINING_FILE, load_base, load_model, read
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.models.places import CHECKPOINTS
-from peft_study.study.config import TrialConfig, build_config, flatten, read_yaml
+from peft_study.study.config import CONFIG_FILE, TRAINED_METHODS, TrialConfig, build_config, flatten, read_yaml
 from peft_study.study.texts import is_text_trial, open_trial
-from peft_study.study.trial import TRAINED, evaluate_learner
+from peft_study.study.trial import evaluate_learner
 from peft_study.training.machine import prepare_process
-
-CONFIG_FILE = "config.yaml"
 
 
 def open_checkpoint(folder: Path) -> tuple[Learner, TrialConfig]:
@@ -27,7 +25,7 @@ def open_checkpoint(folder: Path) -> tuple[Learner, TrialConfig]:
     if (trial / CONFIG_FILE).is_file():
         config = build_config(flatten(read_yaml(trial / CONFIG_FILE)))
         words = word_ids(family_named(config.data.family))
-        saved = trial / "adapter" if config.method.name in TRAINED else None
+        saved = trial / "adapter" if config.method.name in TRAINED_METHODS else None
         base = load_base(config.base, config.data.family)
         return Learner(base, config.method, words, config.seed, saved=saved).eval(), config
     if not (folder / PRETRAINING_FILE).is_file():

@@ -6,10 +6,10 @@ from pathlib import Path
 from peft_study.errors import CheckpointError, ConfigError
 from peft_study.igsm.families import family_named
 from peft_study.igsm.tokenizer import build_tokenizer
-from peft_study.study.evaluate import CONFIG_FILE, open_checkpoint
+from peft_study.study.config import CONFIG_FILE
+from peft_study.study.evaluate import open_checkpoint
 from peft_study.study.texts import is_text_trial, open_trial
-
-ADAPTER, CARD = "adapter", "README.md"
+from peft_study.study.tracking import ADAPTER, CARD
 
 
 def export_trial(folder: Path, target: Path, *, merged: bool) -> Path:
@@ -29,15 +29,14 @@ def export_trial(folder: Path, target: Path, *, merged: bool) -> Path:
     if not merged:
         return Path(shutil.copytree(folder / ADAPTER, target, dirs_exist_ok=True))
     if is_text_trial(folder):
-        trained = open_trial(folder).learner
-        if trained.probe is not None:
-            raise ConfigError(f"{folder} has trained a probe, which no model can hold; export it without --merged")
-        model, tokenizer = trained.merged(), trained.tokenizer
+        learner = open_trial(folder).learner
+        tokenizer = learner.tokenizer
     else:
         learner, config = open_checkpoint(folder)
-        if learner.probe is not None:
-            raise ConfigError(f"{folder} has trained a probe, which no model can hold; export it without --merged")
-        model, tokenizer = learner.merged(), build_tokenizer(family_named(config.data.family))
+        tokenizer = build_tokenizer(family_named(config.data.family))
+    if learner.probe is not None:
+        raise ConfigError(f"{folder} has trained a probe, which no model can hold; export it without --merged")
+    model = learner.merged()
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
     if (card := folder / ADAPTER / CARD).is_file():

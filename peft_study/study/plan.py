@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from peft_study.errors import ConfigError
 from peft_study.study.config import (
+    TRAINED_METHODS,
     TrialConfig,
     build_config,
     check_key,
@@ -28,9 +29,6 @@ from peft_study.study.tuned import TunedRates
 
 SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
 """The sweep files that come with the repository."""
-
-TRAINED_METHODS = ("full", "lora", "probe")
-"""Methods with a learning rate."""
 
 
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]

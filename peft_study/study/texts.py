@@ -26,7 +26,7 @@ from peft_study.rng import derive_seed
 from peft_study.skills.encode import Encoder
 from peft_study.skills.packing import CorpusStream, pack
 from peft_study.study.cards import adapter_card
-from peft_study.study.config import TrialConfig, build_config, flatten, read_yaml
+from peft_study.study.config import CONFIG_FILE, TRAINED_METHODS, TrialConfig, build_config, flatten, read_yaml
 from peft_study.study.stores import read_result
 from peft_study.training.machine import prepare_process, settled_pretrained
 from peft_study.training.natural import CorpusTask, corpus_batch
@@ -119,7 +119,7 @@ class TextTrial:
 
     def train(self, task: CorpusTask, folder: Path, on_point: Callable[[Point], None]) -> TrainingSummary:
         """Train the learner, from the checkpoint in `folder` if there is one."""
-        if self.config.method.name not in ("full", "lora", "probe") or not self.config.training.tokens:
+        if self.config.method.name not in TRAINED_METHODS or not self.config.training.tokens:
             return TrainingSummary(0, 0, 0, 0.0, [], None)
         return train(self.learner, task, self.training, folder=folder, seed=self.config.seed, on_point=on_point)
 
@@ -178,7 +178,7 @@ def run_texts(
         "base_commit": getattr(trial.learner.model.config, "_commit_hash", None) or "",
         "measures": [measure._asdict() for measure in found.measures],
     }
-    if config.method.name in ("full", "lora", "probe"):
+    if config.method.name in TRAINED_METHODS:
         trial.learner.save(folder / "adapter")
         (folder / "adapter" / "README.md").write_text(adapter_card(config, result))
     return result
@@ -186,7 +186,7 @@ def run_texts(
 
 def is_text_trial(folder: Path) -> bool:
     """Return whether the trial in `folder` is one on real texts."""
-    path = folder / "config.yaml"
+    path = folder / CONFIG_FILE
     return path.is_file() and "pretrained" in read_yaml(path)
 
 
@@ -195,9 +195,9 @@ def open_trial(folder: Path, changed: dict[str, Any] | None = None) -> TextTrial
 
     `changed` are fields of `testing` to be other than they were.
     """
-    config = build_config(flatten(read_yaml(folder / "config.yaml")))
+    config = build_config(flatten(read_yaml(folder / CONFIG_FILE)))
     saved = folder / "adapter"
-    trained = config.method.name in ("full", "lora", "probe")
+    trained = config.method.name in TRAINED_METHODS
     if trained and not saved.is_dir():
         raise CheckpointError(f"{folder} has no {saved.name}, so its trial is not finished; run it to its end")
     if changed:

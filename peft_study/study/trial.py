@@ -24,15 +24,13 @@ from peft_study.models.config import BaseConfig
 from peft_study.models.learner import Learner
 from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
-from peft_study.study.config import TrialConfig
+from peft_study.study.config import CONFIG_FILE, TRAINED_METHODS, TrialConfig
 from peft_study.study.provenance import provenance
 from peft_study.study.texts import run_texts
 from peft_study.training.batches import StreamTask
 from peft_study.training.machine import settled
 from peft_study.training.run import Point, TrainingSummary
 from peft_study.training.supervised import train
-
-TRAINED = ("full", "lora", "probe")
 
 
 class Progress(NamedTuple):
@@ -83,7 +81,7 @@ def train_learner(
     )
     validation_settings = settings.model_copy(update={"split": "validation", "seed": config.evaluation.seed})
     validation = WindowStream(validation_settings).read(config.evaluation.loss_windows)
-    if config.method.name in TRAINED and config.training.tokens:
+    if config.method.name in TRAINED_METHODS and config.training.tokens:
         summary = train(
             learner,
             StreamTask(WindowStream(settings), validation, config.skill),
@@ -101,7 +99,7 @@ def train_learner(
 def _knows_back(config: TrialConfig) -> bool:
     """Whether the model has been trained to emit [BACK]."""
     return config.base.name == "retry" or (
-        config.method.name in TRAINED and config.skill.name == "correction" and config.data.retry_rate > 0
+        config.method.name in TRAINED_METHODS and config.skill.name == "correction" and config.data.retry_rate > 0
     )
 
 
@@ -156,7 +154,7 @@ def _run(
     rest = evaluate_learner(learner, config, evaluator, folder.parent / "cache")
     np.savez_compressed(folder / "outcomes.npz", **rest.arrays)  # pyright: ignore[reportArgumentType]
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in rest.samples))
-    if config.method.name in TRAINED:
+    if config.method.name in TRAINED_METHODS:
         learner.save(folder / "adapter")
     return {
         "tokens": summary.tokens,
@@ -200,7 +198,7 @@ def run_trial(
     a result with status failed and the reason; an error of the user (PeftStudyError) is raised, nothing is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     base = config.base_folder
     origin = provenance() | {"base": str(base), "base_weights": fingerprint(base)}
     write_atomic(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")

@@ -4,7 +4,7 @@ Shapes: B windows, T tokens of a window, N positions with loss, V words.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +54,9 @@ class Source(Protocol):
     def next_index(self, index: int) -> None: ...
 
 
+Stream = TypeVar("Stream", bound=Source)
+
+
 class Task(Source, Protocol):
     """What a run reads and is measured on."""
 
@@ -66,11 +69,11 @@ class Task(Source, Protocol):
         ...
 
 
-class StreamTask:
-    """A skill on the synthetic stream."""
+class Reader(Generic[Stream]):
+    """A source that is where its stream is."""
 
-    def __init__(self, stream: WindowStream, validation: Tokens, skill: SkillConfig) -> None:
-        self.stream, self.skill, self._validation = stream, skill, validation
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
 
     @property
     def length(self) -> int:
@@ -79,12 +82,20 @@ class StreamTask:
 
     @property
     def next_index(self) -> int:
-        """Return the index of the document that is read next."""
+        """Return the index, in the stream, of what is read next."""
         return self.stream.next_index
 
     @next_index.setter
     def next_index(self, index: int) -> None:
         self.stream.next_index = index
+
+
+class StreamTask(Reader[WindowStream]):
+    """A skill on the synthetic stream."""
+
+    def __init__(self, stream: WindowStream, validation: Tokens, skill: SkillConfig) -> None:
+        super().__init__(stream)
+        self.skill, self._validation = skill, validation
 
     def batches(self, windows: int, part: slice, micro: int, device: torch.device) -> list[Batch]:
         """Read the next `windows` windows and return those of `part` as batches of at most `micro`, 0 for all."""
@@ -93,21 +104,16 @@ class StreamTask:
         return [make_batch(each, self.skill, device) for each in split(mine, micro or windows)]
 
     def validation(self, device: torch.device) -> Iterator[Batch]:
-        """Yield what the loss is measured on."""
-        return stream_validation(self._validation, self.skill, device)
+        """Yield what the loss is measured on; problems have no weight there."""
+        measured = self.skill.model_copy(update={"problem_weight": 0.0})
+        for part in split(self._validation, MEASURED_WINDOWS):
+            yield make_batch(part, measured, device)
 
 
 def split(tokens: Tokens, windows: int) -> Iterator[Tokens]:
     """Yield tokens [B, T] in pieces of at most `windows` windows."""
     for start in range(0, len(tokens.ids), windows):
         yield Tokens(tokens.ids[start : start + windows], tokens.kinds[start : start + windows])
-
-
-def stream_validation(validation: Tokens, skill: SkillConfig, device: torch.device) -> Iterator[Batch]:
-    """Yield windows of the validation stream as batches; problems have no weight there."""
-    measured = skill.model_copy(update={"problem_weight": 0.0})
-    for part in split(validation, MEASURED_WINDOWS):
-        yield make_batch(part, measured, device)
 
 
 def make_batch(tokens: Tokens, skill: SkillConfig, device: torch.device) -> Batch:

@@ -7,28 +7,15 @@ import torch
 
 from peft_study.skills.packing import CorpusStream, Windows
 from peft_study.skills.targets import NOT_A_DECISION, WRONG
-from peft_study.training.batches import MEASURED_WINDOWS, Batch, next_words
+from peft_study.training.batches import MEASURED_WINDOWS, Batch, Reader, next_words
 
 
-class CorpusTask:
+class CorpusTask(Reader[CorpusStream]):
     """Documents in windows: correction predicts what is learned, detection judges the ends of steps."""
 
     def __init__(self, stream: CorpusStream, validation: Windows, *, verdict: bool) -> None:
-        self.stream, self.windows, self.verdict = stream, validation, verdict
-
-    @property
-    def length(self) -> int:
-        """Return the tokens of a window."""
-        return self.stream.length
-
-    @property
-    def next_index(self) -> int:
-        """Return the index of the window that is read next."""
-        return self.stream.next_index
-
-    @next_index.setter
-    def next_index(self, index: int) -> None:
-        self.stream.next_index = index
+        super().__init__(stream)
+        self.windows, self.verdict = validation, verdict
 
     def batches(self, windows: int, part: slice, micro: int, device: torch.device) -> list[Batch]:
         """Read the next `windows` windows and return those of `part` as batches of at most `micro`, 0 for all."""
