@@ -145,8 +145,9 @@ _attend.register_autograd(_backward, setup_context=_keep)
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: float) -> Tensor:
     """Return attention [B, T, H, D] of query, key and value [B, H, T, D] over the intervals that `first_BT` begins.
 
-    All in fp32, or all in bf16 (computed in fp32), on a CPU; `first_BT` in int32. The same numbers as masked-dense
-    attention but for rounding. Results do not depend on the number of threads.
+    All in fp32, or all in bf16, on a CPU; `first_BT` in int32. The same numbers as masked-dense attention but for
+    rounding: bf16 is computed in fp32, on processors with AMX and where D is a multiple of 32 in its tiles, which take
+    weights in bf16 and sum in fp32. Results do not depend on the number of threads.
     """
     rows = (each if each.stride(3) == 1 else each.contiguous() for each in (query, key, value))
     return _attend(*rows, first_BT, scale)[0]

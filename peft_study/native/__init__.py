@@ -36,7 +36,7 @@ def library(name: str, **constants: int) -> ctypes.CDLL:
     if not compiler:
         raise KernelError("there is no C++ compiler (c++, g++ or clang++) on this machine, or CXX to name one")
     command = [compiler, *_FLAGS, *(f"-D{key}={value}" for key, value in constants.items()), str(source)]
-    code = source.read_bytes() + (_HERE / "vectors.h").read_bytes()
+    code = b"".join(path.read_bytes() for path in [source, *sorted(_HERE.glob("*.h"))])
     key = hashlib.blake2b(f"{command}{_processor()}".encode() + code, digest_size=8).hexdigest()
     path = cache_folder() / f"{name}-{key}.so"
     try:

@@ -1,5 +1,5 @@
-// Causal attention over windows packed with documents on a CPU, forward and backward; computed in fp32, read and
-// written in fp32 or bf16.
+// Causal attention over windows packed with documents on a CPU, forward and backward; read and written in fp32 or bf16,
+// computed in fp32, but for bf16 on processors with AMX (attention_tiles.h).
 //
 // Position t of window b sees the positions first[b][t] to t, and nothing else is computed: masked-dense attention,
 // the alternative, spends most of its time on pairs that the mask then hides.
@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "vectors.h"
@@ -41,6 +42,16 @@ struct Scratch {  // of one head, in fp32
         query_slopes(D * length), key_slopes(D * length), value_slopes(D * length),
         key_columns(D * padded), value_columns(D * padded), weights(ROWS * padded), changes(ROWS * padded) {}
 };
+
+}  // namespace
+
+#if defined(__linux__) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && \
+    HEAD_WIDTH % 32 == 0
+#define BY_TILES
+#include "attention_tiles.h"
+#endif
+
+namespace {
 
 template <typename Number>
 void gather(const View<Number>& from, long b, long h, int length, std::vector<float>& to) {
@@ -217,11 +228,11 @@ void backward_head(const int* see, const float* logsums, int length, float scale
 typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
 
 // Every (window, head) is computed by one thread alone, so results do not depend on their number.
-template <typename Work>
+template <typename Workspace, typename Work>
 void over_heads(long batch, long heads, int length, int threads, Parallel parallel, Work work) {
   std::atomic<long> next{0};
   auto share = [&] {
-    Scratch scratch(length);
+    Workspace scratch(length);
     for (long i; (i = next++) < batch * heads;) work(i / heads, i % heads, scratch);
   };
   if (threads > 1 && parallel) {
@@ -240,7 +251,15 @@ void forward(Number* query, Number* key, Number* value, const int* first, const 
   const View<Number> q{query, strides[0], strides[1], strides[2]}, k{key, strides[3], strides[4], strides[5]};
   const View<Number> v{value, strides[6], strides[7], strides[8]};
   const View<Number> out{output, length * heads * D, D, heads * D};
-  over_heads(batch, heads, length, threads, parallel, [&](long b, long h, Scratch& scratch) {
+#ifdef BY_TILES
+  if constexpr (std::is_same_v<Number, Half>)
+    if (tiles_granted())
+      return over_heads<TileScratch>(batch, heads, length, threads, parallel, [&](long b, long h, auto& scratch) {
+        forward_by_tiles(q, k, v, out, b, h, first + b * length, length, scale, logsums + (b * heads + h) * length,
+                         scratch);
+      });
+#endif
+  over_heads<Scratch>(batch, heads, length, threads, parallel, [&](long b, long h, Scratch& scratch) {
     gather(q, b, h, length, scratch.queries);
     gather(k, b, h, length, scratch.keys);
     gather(v, b, h, length, scratch.values);
@@ -260,7 +279,15 @@ void backward(Number* query, Number* key, Number* value, Number* output, Number*
   const View<Number> out{output, by_window, D, by_time}, down{slope, by_window, D, by_time};
   const View<Number> dq{query_slope, by_window, D, by_time}, dk{key_slope, by_window, D, by_time};
   const View<Number> dv{value_slope, by_window, D, by_time};
-  over_heads(batch, heads, length, threads, parallel, [&](long b, long h, Scratch& scratch) {
+#ifdef BY_TILES
+  if constexpr (std::is_same_v<Number, Half>)
+    if (tiles_granted())
+      return over_heads<TileScratch>(batch, heads, length, threads, parallel, [&](long b, long h, auto& scratch) {
+        backward_by_tiles(q, k, v, out, down, dq, dk, dv, b, h, first + b * length, length, scale,
+                          logsums + (b * heads + h) * length, scratch);
+      });
+#endif
+  over_heads<Scratch>(batch, heads, length, threads, parallel, [&](long b, long h, Scratch& scratch) {
     gather(q, b, h, length, scratch.queries);
     gather(k, b, h, length, scratch.keys);
     gather(v, b, h, length, scratch.values);
