@@ -181,11 +181,12 @@ def pretrain(
     Takes an hour or more on CPU. Stop it, or kill it, and the same command goes on from its last checkpoint. Changes
     are those of the pretraining config, such as training.tokens=1000000; with start=FOLDER it goes on from a base.
     """
+    from peft_study.files import locked
     from peft_study.igsm.families import family_named
     from peft_study.study.bases import make_base
     from peft_study.study.config import build, flatten, overrides_layer
     from peft_study.study.progress import SweepProgress
-    from peft_study.study.stores import locked, storage_errors
+    from peft_study.study.stores import storage_errors
     from peft_study.training.machine import prepare_process
     from peft_study.training.pretrain import PretrainConfig
 
@@ -202,6 +203,23 @@ def pretrain(
         folder = make_base(config, runs, on_point=_PointProgress(progress, name), n=n)
         progress.end_trial(name, f"{name} finished")
     console.print(f"base: {folder}", soft_wrap=True)
+
+
+class _CountProgress:
+    """Shows how many of something there are as the progress of one trial."""
+
+    def __init__(self, progress: "SweepProgress", name: str) -> None:
+        self.progress, self.name, self.tokens, self.total = progress, name, 0, 0
+        self.loss, self.phase = float("nan"), "train"
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self.total:
+            self.progress.expect(self.name, total)
+            self.progress.start_trial(self.name)
+        self.tokens, self.total = done, total
+        self.progress.update(self.name, self)
+        if done == total:
+            self.progress.end_trial(self.name, f"{self.name} finished")
 
 
 class _PointProgress:
@@ -285,6 +303,42 @@ def measures_table(measures: dict[str, dict[str, Any]]) -> Table:
         numbers = ("" if measure[key] is None else f"{measure[key]:.4g}" for key in ("value", "low", "high"))
         table.add_row(name, *numbers, str(measure["n"]))
     return table
+
+
+@app.command()
+def solve(
+    file: Annotated[Path, typer.Argument(help="File of JSON lines; solutions that are in it are not written again.")],
+    overrides: OverridesArgument = None,
+    *,
+    model: Annotated[str, typer.Option(help="Any causal language model: Hub name or folder.")],
+    data: Annotated[str, typer.Option(help="gsm8k, math, or a file of questions, solutions and answers.")],
+    quant: Annotated[
+        Literal["none", "nf4", "int8"] | None, typer.Option(help="How the model's weights are held.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Solutions of each problem.")] = 1,
+) -> None:
+    """Have a model solve the problems that `finetune` would read, and keep its solutions, graded.
+
+    `finetune --data ... corpus.mistakes=own corpus.samples=FILE` then learns from the model's own mistakes. They are
+    drawn at temperature 0.7 unless testing.temperature says otherwise; corpus.limit takes fewer problems. Stop it, and
+    the same command goes on.
+    """
+    from peft_study.study.config import build_config, overrides_layer
+    from peft_study.study.progress import SweepProgress
+    from peft_study.study.solutions import write_solutions
+    from peft_study.training.machine import prepare_process
+
+    named = {"pretrained.name": model, "corpus.name": data, "pretrained.quantization": quant}
+    usual = {"testing.temperature": 0.7}
+    short = {key: value for key, value in named.items() if value}
+    config = build_config(usual, short, overrides_layer(overrides or ()))
+    prepare_process(threads=os.cpu_count() or 1)
+    console = Console(highlight=False)
+    with SweepProgress(console, 1) as progress:
+        grades = write_solutions(config, file, draws, _CountProgress(progress, file.name))
+    total = max(1, sum(grades.values()))
+    shares = ", ".join(f"{grade} {count} ({count / total:.0%})" for grade, count in grades.most_common())
+    console.print(f"{file}: {shares}", soft_wrap=True)
 
 
 @app.command()

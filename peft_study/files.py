@@ -1,7 +1,12 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and that one process holds at a time."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from peft_study.errors import StoreError
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -18,3 +23,18 @@ def write_atomic(path: Path, text: str) -> None:
 def cache_folder() -> Path:
     """Return where this user keeps what is compiled for this machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft_study"
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False, busy: str = "") -> Iterator[None]:
+    """Hold the lock file `path`; raise StoreError with the text `busy` where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(busy) from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -33,9 +33,10 @@ LAYERS = (
 """Below first: a module imports from its own layer and those before it."""
 
 DOORS = {
-    "mlflow": ("peft_study.study.tracking", "analysis.export"),
+    "mlflow": ("peft_study.study.tracking", "peft_study.study.served", "analysis.export"),
     "optuna": ("peft_study.study.ledger",),
-    "peft": ("peft_study.models.adapters",),
+    # served.py is run by MLflow alone, where this package need not be.
+    "peft": ("peft_study.models.adapters", "peft_study.study.served"),
     "datasets": ("peft_study.igsm.export", "peft_study.corpora.sources"),
     "math_verify": ("peft_study.corpora.math",),
     "numba": ("peft_study.igsm.fast",),

@@ -38,7 +38,7 @@ def all_rates(tmp_path_factory: pytest.TempPathFactory) -> TunedRates:
 
 
 def test_there_are_sweeps() -> None:
-    assert {"smoke", "quick", "lr", "lr_targets", "lora_rank"} <= set(NAMES)
+    assert {"smoke", "quick", "lr", "lr_long", "lora_rank"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,7 +87,7 @@ def test_smoke_needs_no_tuned_rates(tmp_path: Path) -> None:
 
 def test_rates_are_tuned_on_validation_problems_and_read_by_the_others(all_rates: TunedRates) -> None:
     tuned: set[tuple[str, ...]] = set()
-    for tuning, reader in (("lr", "quick"), ("lr_targets", "lora_rank")):
+    for tuning, reader in (("lr", "quick"), ("lr_long", "lora_rank")):
         trials = build_plan(read_sweep(tuning)).trials
         assert {planned.config.evaluation.split for planned in trials} == {"validation"}
         tuned |= {(p.config.skill.name, p.config.method.name, p.config.method.targets) for p in trials}

@@ -51,6 +51,17 @@ class ServerConfig(BaseModel):
         return url.rstrip("/")
 
 
+class RewriterConfig(ServerConfig):
+    """The model that writes mistakes, behind a server or here."""
+
+    local: bool = False
+    """Whether `model` is a folder or Hub name of a model that is loaded here; else the server at `url` has it."""
+    answers: str
+    """File of JSON lines that keeps all answers, so that trials with the same mistakes ask once."""
+    threads: int = Field(default=8, ge=1)
+    """Requests to the server at once."""
+
+
 class ServerBusyError(Exception):
     """What another try may mend."""
 

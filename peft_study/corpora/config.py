@@ -1,9 +1,10 @@
 """Which texts are learned from, and how they become windows."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from peft_study.corpora.chat import RewriterConfig
 from peft_study.corpora.mistakes import MistakeConfig
 from peft_study.errors import ConfigError
 
@@ -62,10 +63,16 @@ class CorpusConfig(BaseModel):
     limit: int = Field(default=0, ge=0)
     """Documents that are learned from at most, drawn by the trial's seed; 0 for all, of `igsm`, which has no end, for
     8,192."""
-    mistakes: Literal["none", "weak", "miss", "foreign", "number"] = "none"
-    """Kind of the mistakes put into solutions in steps (corpora/mistakes.py); those of `igsm` are `data.kind`."""
+    mistakes: Literal["none", "weak", "miss", "foreign", "number", "rewritten", "own"] = "none"
+    """Kind of the mistakes in solutions in steps (corpora/mistakes.py); `own`: those that a model has made in solutions
+    of its own (corpora/own.py). Those of `igsm` are `data.kind`."""
     retry_rate: float = Field(default=0.2, ge=0, lt=1)
-    """With `mistakes`: probability of one before each step, geometric; 0 is the control: clean data."""
+    """With `mistakes`: probability of one before each step, geometric; 0 is the control: clean data. With `own` a
+    solution is taken as it is, and 0 gives the references of the same problems."""
+    rewriter: RewriterConfig | None = None
+    """With `rewritten`: the model that writes the mistakes."""
+    samples: str = ""
+    """With `own`: file of a model's solutions, as `peft-study solve` makes it."""
     retraction: str = "Wait, that last step is wrong."
     """With `mistakes`: what takes one back, such as `[BACK]`; empty for nothing. `igsm` has `[BACK]`."""
     window: int = Field(default=512, ge=2)
@@ -84,9 +91,26 @@ class CorpusConfig(BaseModel):
     @property
     def mistake_config(self) -> MistakeConfig:
         """Return the mistakes to put in; a rate of 0 without any."""
-        if self.mistakes == "none":
+        if self.mistakes in ("none", "own") or not self.retry_rate:
             return MistakeConfig(retry_rate=0)
         return MistakeConfig(kind=self.mistakes, retry_rate=self.retry_rate, retraction=self.retraction)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value is not None}
+
+    @model_validator(mode="after")
+    def _has_what_its_mistakes_need(self) -> "CorpusConfig":
+        needs = {
+            "rewriter.model and rewriter.answers": ("rewritten", self.rewriter is not None),
+            "samples": ("own", bool(self.samples)),
+        }
+        for fields, (kind, given) in needs.items():
+            if given and self.mistakes != kind:
+                raise ConfigError(f"{fields} go with mistakes={kind} alone, but it is {self.mistakes}; leave them out")
+            if not given and self.mistakes == kind:
+                raise ConfigError(f"mistakes={kind} needs {fields}; set them, or other mistakes")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> "CorpusConfig":

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,7 +13,9 @@ from peft_study.corpora.code import CodeProblem
 from peft_study.corpora.config import BUILT_IN, CODE, CorpusConfig
 from peft_study.corpora.leaks import leak_in
 from peft_study.corpora.mistakes import documents as with_mistakes
+from peft_study.corpora.own import OwnSolutions
 from peft_study.corpora.records import Document, Problem
+from peft_study.corpora.rewriter import Rewriter
 from peft_study.corpora.sources import is_file_name, source
 from peft_study.corpora.steps import Form
 from peft_study.corpora.synthetic import StreamChoice, pairs, settings_of
@@ -42,12 +44,19 @@ class Corpus(NamedTuple):
     """SHA-256 of all documents."""
     source: str
     """Where they come from, in a line."""
+    learned: list[Problem]
+    """The problems that `train` is made of; empty where documents are all there is."""
 
 
 def load_corpus(
-    config: CorpusConfig, data: StreamChoice, seed: int, *, split: Literal["validation", "test"] = "validation"
+    config: CorpusConfig,
+    data: StreamChoice,
+    seed: int,
+    *,
+    split: Literal["validation", "test"] = "validation",
+    rewriter: Callable[[Form], Rewriter] | None = None,
 ) -> Corpus:
-    """Return the corpus that `config` describes; `data` says which stream `igsm` is.
+    """Return the corpus that `config` describes; `data` says which stream `igsm` is, `rewriter` opens that of `config`.
 
     `seed` draws the documents that are learned from, and their mistakes. What is measured on is the same for all seeds,
     and what is learned from does not depend on `split`, which says what is measured on. Training documents with a
@@ -79,12 +88,15 @@ def load_corpus(
     origin = f"{part.origin} without {len(part.items) - len(train)} kept apart"
     if config.limit and config.limit < len(train):
         train = python_stream(seed, "documents").sample(train, config.limit)
+    writes = Mistakes(config, part.form, rewriter)
+    documents = writes.documents(train, derive_seed(seed, "train"), measured=False)
     return _corpus(
-        _documents(part, train, config, derive_seed(seed, "train")),
-        _documents(measured, measured.items, config, derive_seed(config.seed, split)),
-        _problems(measured),
+        documents,
+        writes.documents(measured.items, derive_seed(config.seed, split), measured=True),
+        _problems(measured.items, measured.grader),
         measured.grader,
-        f"{len(train)} documents of {origin}; {split}: {len(measured.items)} of {measured.origin}",
+        f"{len(documents)} documents of {origin}; {split}: {len(measured.items)} of {measured.origin}{writes.note()}",
+        [item for item in train if isinstance(item, Problem)],
     )
 
 
@@ -100,6 +112,7 @@ def _igsm(config: CorpusConfig, data: StreamChoice, seed: int, split: Literal["v
         "igsm",
         f"{len(train)} documents of igsm {data.family}, {data.kind} at {data.retry_rate}, seed {seed}; {split}: "
         f"{len(held)}, seed {config.seed}",
+        [pair.problem for pair in train],
     )
 
 
@@ -109,13 +122,14 @@ def _corpus(
     problems: list[Problem] | list[CodeProblem],
     grader: str,
     origin: str,
+    learned: list[Problem],
 ) -> Corpus:
     digest = hashlib.sha256()
     for documents in (train, validation):
         for document in documents:
             digest.update(json.dumps(document).encode() + b"\n")
         digest.update(b"\n")
-    return Corpus(train, validation, problems, grader if problems else "", digest.hexdigest(), origin)
+    return Corpus(train, validation, problems, grader if problems else "", digest.hexdigest(), origin, learned)
 
 
 # ---- what a source holds
@@ -243,17 +257,44 @@ def held_out(part: Part, share: float) -> tuple[list[Item], list[Item]]:
 # ---- documents
 
 
-def _documents(part: Part, items: Sequence[Item], config: CorpusConfig, seed: int) -> list[Document]:
-    """Return documents; problems with solutions in steps get their mistakes, drawn by `seed`."""
-    if part.form:
+class Mistakes:
+    """Makes documents: solutions in steps get the mistakes that a config asks for."""
+
+    def __init__(
+        self, config: CorpusConfig, form: Form | None, rewriter: Callable[[Form], Rewriter] | None = None
+    ) -> None:
+        """Make one for solutions of a `form`; None for what has no steps."""
+        self.config, self.form = config, form
+        self.own = OwnSolutions(Path(config.samples), form) if form and config.mistakes == "own" else None
+        self.rewriter: Rewriter | None = None
+        if config.rewriter and config.retry_rate and form:
+            if rewriter is None:
+                raise ConfigError("mistakes=rewritten needs what opens its rewriter; give it to load_corpus")
+            self.rewriter = rewriter(form)
+
+    def documents(self, items: Sequence[Item], seed: int, *, measured: bool) -> list[Document]:
+        """Return documents with mistakes drawn by `seed`; what is `measured` on is one document for each item."""
+        config = self.config
+        if self.form is None:
+            read = [builtin.code_document(item) if isinstance(item, CodeProblem) else item for item in items]
+            return [item for item in read if isinstance(item, Document)]
         problems = [item for item in items if isinstance(item, Problem)]
         mistakes = config.mistake_config.model_copy(update={"seed": seed})
-        return list(with_mistakes(problems, mistakes, part.form))
-    read = [builtin.code_document(item) if isinstance(item, CodeProblem) else item for item in items]
-    return [item for item in read if isinstance(item, Document)]
+        threads = config.rewriter.threads if config.rewriter and not config.rewriter.local else 1
+        clean = list(with_mistakes(problems, mistakes, self.form, self.rewriter, threads=threads))
+        if self.own is None:
+            return clean
+        return self.own.documents(
+            problems, clean, config.retraction, as_references=not config.retry_rate, measured=measured
+        )
+
+    def note(self) -> str:
+        """Return what is to be said of a model's part in it; empty where none had one."""
+        counts = self.own.counts if self.own else getattr(self.rewriter, "counts", {})
+        return "".join(f"; {what} {count}" for what, count in sorted(counts.items()))
 
 
-def _problems(part: Part) -> list[Problem] | list[CodeProblem]:
-    if part.grader in CODE:
-        return [item for item in part.items if isinstance(item, CodeProblem)]
-    return [item for item in part.items if isinstance(item, Problem)] if part.grader else []
+def _problems(items: Sequence[Item], grader: str) -> list[Problem] | list[CodeProblem]:
+    if grader in CODE:
+        return [item for item in items if isinstance(item, CodeProblem)]
+    return [item for item in items if isinstance(item, Problem)] if grader else []

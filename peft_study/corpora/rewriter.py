@@ -122,18 +122,6 @@ def server_rewriter(config: ServerConfig, form: Form, answers: Path | None = Non
     return ModelRewriter(config.model, ChatServer(config).ask, form, answers)
 
 
-def local_rewriter(
-    model: str, generate: Callable[[list[str]], list[str]], form: Form, answers: Path | None = None
-) -> ModelRewriter:
-    """Return a rewriter from what continues prompts, which should sample, so that another try is another answer."""
-
-    def ask(text: str, _seed: int) -> str:
-        (answer,) = generate([text])
-        return answer
-
-    return ModelRewriter(model, ask, form, answers)
-
-
 def _read_answers(file: Path) -> dict[tuple[str, str, int], str]:
     """Return the answers in a file, and take off its end a line that a kill has left unfinished."""
     file.parent.mkdir(parents=True, exist_ok=True)

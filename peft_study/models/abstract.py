@@ -22,6 +22,12 @@ class AbstractLearner(nn.Module, ABC):
         """Return the number of trained values."""
         return sum(parameter.numel() for parameter in self.trainable().values())
 
+    @torch.no_grad()
+    def load_trained(self, values: dict[str, torch.Tensor]) -> None:
+        """Copy values into what is trained, by name."""
+        for name, parameter in self.trainable().items():
+            parameter.copy_(values[name])
+
     @abstractmethod
     def place(self, device: torch.device) -> None:
         """Move to `device`, before the loop copies what is trained."""

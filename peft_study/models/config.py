@@ -76,6 +76,9 @@ class PretrainedConfig(BaseModel):
     its numbers: for small models and for measuring."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """What computes attention; `auto`: what transformers prefers for the architecture."""
+    shard: bool = False
+    """Of several processes: share weights, gradients and optimiser state out among them while training (FSDP2), instead
+    of each holding all (DDP). Also on where accelerate was told to use FSDP. Quantised weights stay whole in each."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     new_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = ()

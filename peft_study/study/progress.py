@@ -35,7 +35,7 @@ class ProgressReport(Protocol):
 
     @property
     def phase(self) -> str:
-        """`train` or `evaluate`."""
+        """`train`, or what else it does: `evaluate` and such."""
         ...
 
 
@@ -107,10 +107,12 @@ class SweepProgress:
     def update(self, trial: str, report: ProgressReport) -> None:
         """Show where a trial is."""
         running = self.running[trial]
-        if running.begun_at is None:
+        if running.begun_at is None and report.phase == "train":
             running.begun_at = report.tokens
+            if not self.seconds_left():
+                self.started = self.clock()  # What came before says nothing of the speed.
         self.read[trial] = report.tokens
-        share = f" {report.tokens / report.total:.0%}" if report.total and report.phase == "train" else ""
+        share = f" {report.tokens / report.total:.0%}" if report.total and report.phase != "evaluate" else ""
         loss = "" if math.isnan(report.loss) else f", loss {report.loss:.3f}"
         running.text = f"{report.phase}{share}{loss}"
         self._show()

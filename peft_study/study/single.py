@@ -7,11 +7,12 @@ from typing import Any
 from rich.console import Console
 
 from peft_study.errors import ConfigError
+from peft_study.files import locked
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig
 from peft_study.study.plan import PlannedTrial, Sweep, trial_id
 from peft_study.study.progress import SweepProgress
-from peft_study.study.stores import best_effort, check_stores, locked, read_result, storage_errors
+from peft_study.study.stores import best_effort, check_stores, read_result, storage_errors
 from peft_study.study.tracking import Tracker
 
 ALONE = Sweep(name="finetune", question="Trials that were run alone, each with the config on its own page.")

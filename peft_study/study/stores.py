@@ -1,7 +1,6 @@
-"""Files that must survive anything: atomic writes, locks, and databases that may belong to something else."""
+"""Files that must survive anything: atomic writes, and databases that may belong to something else."""
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft_study.errors import PeftStudyError, StoreError
+from peft_study.files import locked
 
 
 class Kind(NamedTuple):
@@ -103,21 +103,6 @@ def create_database(path: Path, create: Callable[[Path], object]) -> None:
         with new.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(new, path)
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool = False, busy: str = "") -> Iterator[None]:
-    """Hold the lock file `path`; raise StoreError with the text `busy` where another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(busy) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from peft_study import __version__
 from peft_study.errors import PeftStudyError, StoreError
-from peft_study.files import write_atomic
+from peft_study.files import locked, write_atomic
 from peft_study.models.places import fingerprint
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig
@@ -26,7 +26,7 @@ from peft_study.study.ledger import Ledger, grid_space, headline, search_space
 from peft_study.study.plan import Plan, PlannedTrial, Sweep, searched_trial
 from peft_study.study.progress import ProgressReport, SweepProgress
 from peft_study.study.reuse import reuse
-from peft_study.study.stores import best_effort, check_stores, locked, read_metrics, read_result, storage_errors
+from peft_study.study.stores import best_effort, check_stores, read_metrics, read_result, storage_errors
 from peft_study.study.tracking import Tracker, TrialRun
 
 PAUSE = "waits at its rung"

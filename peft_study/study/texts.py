@@ -7,6 +7,8 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from peft_study.evaluation.cells import Findings
 from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.evaluation.natural import natural_findings
 from peft_study.evaluation.natural_solving import Solution, read_solutions, solution_rows, solve
-from peft_study.files import write_atomic
-from peft_study.models.device import this_device
+from peft_study.evaluation.rewriting import open_rewriter
+from peft_study.files import locked, write_atomic
+from peft_study.models.device import this_device, this_process
 from peft_study.models.pretrained import PretrainedLearner
 from peft_study.rng import derive_seed
 from peft_study.skills.encode import Encoder
@@ -31,6 +34,7 @@ from peft_study.study.stores import read_result
 from peft_study.training.machine import prepare_process, settled_pretrained
 from peft_study.training.natural import CorpusTask, corpus_batch
 from peft_study.training.run import Point, TrainingSummary
+from peft_study.training.sharding import whole
 from peft_study.training.supervised import train
 
 BASELINE = "baseline.jsonl"
@@ -49,7 +53,7 @@ class TextTrial:
         self.config, self.testing = config, config.testing or NaturalEvaluationConfig()
         self.training, self.pretrained = settled_pretrained(config.training, config.pretrained, kernels)
         self.corpus_config: CorpusConfig = config.corpus
-        self.corpus: Corpus = load_corpus(config.corpus, config.data, config.seed, split=self.testing.split)
+        self.corpus: Corpus = self._load_corpus()
         self.learner = PretrainedLearner(self.pretrained, config.method, config.seed, saved=saved)
         # As it is known by now, for the loop and the record.
         self.training = self.training.model_copy(
@@ -59,6 +63,14 @@ class TextTrial:
         self.encoder = Encoder(self.learner.tokenizer, config.skill, config.corpus)
         self.notes = [f"corpus: {self.corpus.source}", *self.learner.notes]
         """What a reader should know of the model and of what it reads, a line each."""
+
+    def _load_corpus(self) -> Corpus:
+        """Load the corpus; of several processes that need a model's mistakes one asks for them, the others wait."""
+        corpus, asked = self.corpus_config, self.corpus_config.rewriter
+        opens = partial(open_rewriter, asked) if asked else None
+        answers = Path(asked.answers) if asked else None
+        with locked(answers.with_name(f".{answers.name}.lock"), wait=True) if answers else nullcontext():
+            return load_corpus(corpus, self.config.data, self.config.seed, split=self.testing.split, rewriter=opens)
 
     def task(self) -> CorpusTask:
         """Return what the run reads, validation windows included."""
@@ -121,7 +133,20 @@ class TextTrial:
         """Train the learner, from the checkpoint in `folder` if there is one."""
         if self.config.method.name not in TRAINED_METHODS or not self.config.training.tokens:
             return TrainingSummary(0, 0, 0, 0.0, [], None)
-        return train(self.learner, task, self.training, folder=folder, seed=self.config.seed, on_point=on_point)
+        sharded = self.pretrained.shard or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
+        config, learner = self.config, self.learner
+        summary = train(
+            learner, task, self.training, folder=folder, seed=config.seed, on_point=on_point, sharded=sharded
+        )
+        if sharded and this_process().num_processes > 1:
+            trained = {name: whole(value.detach()).cpu() for name, value in learner.trainable().items()}
+            if this_process().is_main_process:
+                # A model that is shared out computes only where all processes do, and measuring is for one.
+                self.learner = PretrainedLearner(self.pretrained, config.method, config.seed)
+                self.learner.place(this_device())
+                self.learner.load_trained(trained)
+                self.learner.eval()
+        return summary
 
 
 def follow(config: TrialConfig, folder: Path) -> None:
@@ -139,20 +164,22 @@ def run_texts(
     config: TrialConfig,
     folder: Path,
     on_point: Callable[[Point], None],
-    on_measure: Callable[[], None],
+    on_phase: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train and measure; return the part of the result that a failed trial has not.
 
-    `on_measure` is called before the trained model is measured. Samples, outcomes, adapter and card go to `folder`.
+    `on_phase` is told what begins beside training. Samples, outcomes, adapter and card go to `folder`.
     """
     started = time.monotonic()
+    on_phase("load")
     trial = TextTrial(config, folder.parent)
     task = trial.task()
     loaded = time.monotonic()
+    on_phase("measure the base")
     baseline = trial.baseline(folder)
     measured = time.monotonic()
     summary = trial.train(task, folder / "checkpoint", on_point)
-    on_measure()
+    on_phase("evaluate")
     before = time.monotonic()
     found = trial.measure(task, baseline)
     np.savez_compressed(folder / "outcomes.npz", **found.arrays)  # pyright: ignore[reportArgumentType]
@@ -173,6 +200,7 @@ def run_texts(
         "attention": summary.attention,
         "departures": found.departures,
         "matched": trial.learner.matched,
+        "verdict_ids": trial.learner.verdict_ids,
         "notes": trial.notes,
         "corpus": {"source": trial.corpus.source, "digest": trial.corpus.digest},
         "base_commit": getattr(trial.learner.model.config, "_commit_hash", None) or "",

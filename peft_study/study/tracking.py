@@ -16,10 +16,13 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from peft_study.errors import StoreError
+from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.igsm.families import family_named
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig, flatten
@@ -66,6 +69,8 @@ METRIC_BATCH = 1_000
 FLUSH_SECONDS = 10.0
 """Seconds that metrics wait for a common write; what a kill loses is read from `metrics.jsonl` at the end."""
 TAG_LIMIT = 5_000
+SERVED_BY = ("mlflow", "torch", "transformers", "peft", "bitsandbytes")
+"""Libraries that a logged model needs where it is loaded."""
 
 
 def artifacts_path(runs: Path) -> Path:
@@ -81,6 +86,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # MLflow 3 uses a loader strategy that SQLAlchemy 2.1 announces to remove.
         warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")
+        # Of a type in MLflow itself.
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
         yield
 
 
@@ -332,13 +339,18 @@ class TrialRun:
             self._log_model(result, folder / ADAPTER)
         self.end(result["status"], tags)
 
-    def _log_model(self, result: Mapping[str, Any], adapter: Path) -> None:
-        """Put what was trained among MLflow's models, once."""
-        name = result["trial"]
-        if self.client.search_logged_models([self.tracker.experiment_id], f"name = '{name}'"):
-            return
-        config = self.planned.config
+    def _log_model(self, result: Mapping[str, Any], trained: Path) -> None:
+        """Put what was trained among MLflow's models, once, so that MLflow itself can load it (served.py)."""
+        with _quiet():
+            import mlflow.pyfunc
+
+        name, config = result["trial"], self.planned.config
         assert config.pretrained is not None
+        # A probe is no part of a model that others could load.
+        if config.method.name == "probe" or self.client.search_logged_models(
+            [self.tracker.experiment_id], f"name = '{name}'"
+        ):
+            return
         model = self.client.create_logged_model(
             self.tracker.experiment_id,
             name,
@@ -347,7 +359,15 @@ class TrialRun:
             params={key: str(value) for key, value in flatten(config.method.model_dump()).items()},
             model_type="adapter" if config.method.name != "full" else "model",
         )
-        self.client.log_model_artifacts(model.model_id, str(adapter))
+        with TemporaryDirectory() as folder, _quiet():
+            mlflow.pyfunc.save_model(
+                f"{folder}/model",
+                python_model=str(Path(__file__).with_name("served.py")),
+                artifacts={"trained": str(trained)},
+                model_config=served_config(config, result, trained),
+                pip_requirements=_requirements(config),
+            )
+            self.client.log_model_artifacts(model.model_id, f"{folder}/model")
         self.client.finalize_logged_model(model.model_id, "READY")
 
     def end(self, status: str, tags: Mapping[str, str] | None = None) -> None:
@@ -355,6 +375,34 @@ class TrialRun:
         self.flush({"status": str(status), **(tags or {})})
         self.client.set_terminated(self.run_id, RUN_STATUS[Status(status)])
         self.tracker.children[self.planned.trial] = self.client.get_run(self.run_id)
+
+
+def _requirements(config: TrialConfig) -> list[str]:
+    """Return what must be installed where the model of a trial is loaded."""
+    quantized = config.pretrained is not None and config.pretrained.quantization != "none"
+    # What follows a + is a build, which no index has.
+    return [f"{each}=={version(each).partition('+')[0]}" for each in SERVED_BY if quantized or each != "bitsandbytes"]
+
+
+def served_config(config: TrialConfig, result: Mapping[str, Any], trained: Path) -> dict[str, Any]:
+    """Return what `served.py` must know to load and run what a trial has trained."""
+    assert config.pretrained is not None
+    assert config.corpus is not None
+    pretrained = config.pretrained
+    return {
+        "base": str(Path(pretrained.name).resolve()) if Path(pretrained.name).is_dir() else pretrained.name,
+        "revision": pretrained.revision,
+        "dtype": pretrained.dtype,
+        "quantization": pretrained.quantization,
+        "double_quantization": pretrained.double_quantization,
+        "method": config.method.name,
+        "skill": config.skill.name,
+        "verdict_ids": result["verdict_ids"],
+        "chat_template": config.corpus.chat_template is not False,
+        "own_tokenizer": (trained / "tokenizer_config.json").is_file(),
+        "max_new_tokens": (config.testing or NaturalEvaluationConfig()).max_new_tokens,
+        "temperature": 0.0,
+    }
 
 
 def dataset_of(config: TrialConfig) -> tuple[str, str, str]:

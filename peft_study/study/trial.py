@@ -130,9 +130,9 @@ class _Told:
         self.progress = Progress(point.tokens, point.total, loss, "train")
         self.on_progress(self.progress)
 
-    def evaluating(self) -> None:
-        """Tell that the evaluation begins."""
-        self.on_progress(self.progress._replace(phase="evaluate"))
+    def phase(self, name: str) -> None:
+        """Tell what begins, such as `evaluate`."""
+        self.on_progress(self.progress._replace(phase=name))
 
 
 def _run(
@@ -150,7 +150,7 @@ def _run(
     learner = Learner(load_base(config.base, config.data.family), config.method, word_ids(family), config.seed)
     told = _Told(on_progress, on_metrics)
     summary, found, evaluator = train_learner(learner, config, folder, told.point)
-    told.evaluating()
+    told.phase("evaluate")
     rest = evaluate_learner(learner, config, evaluator, folder.parent / "cache")
     np.savez_compressed(folder / "outcomes.npz", **rest.arrays)  # pyright: ignore[reportArgumentType]
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in rest.samples))
@@ -178,7 +178,7 @@ def _run_texts(
 ) -> dict[str, Any]:
     """Train and evaluate a pretrained model on texts."""
     told = _Told(on_progress, on_metrics)
-    result = run_texts(config, folder, told.point, told.evaluating)
+    result = run_texts(config, folder, told.point, told.phase)
     return result | {"peak_memory_mib": round(peak_memory_mib(), 1)}
 
 

@@ -1,7 +1,7 @@
-"""The tuned learning rates: what `sweeps/lr.yaml` and `lr_targets.yaml` found, read from their committed results.
+"""The tuned learning rates: what `sweeps/lr.yaml` and `lr_long.yaml` found, read from their committed results.
 
-For each family, skill, method, target set and rank the best of the rates that were tried, by the mean over seeds of
-the skill's metric on validation problems. Rows from test problems are never read.
+For each family, skill, method, target set, token budget and rank the best of the rates that were tried, by the mean
+over seeds of the skill's metric on validation problems. Rows from test problems are never read.
 """
 
 import csv
@@ -36,14 +36,16 @@ class Cell(NamedTuple):
     method: str
     targets: str
     """Empty for methods without target sets."""
+    tokens: int
+    """What a trial reads."""
     rank: int
 
     @classmethod
-    def of(cls, family: str, skill: str, method: str, targets: str, rank: int) -> "Cell":
+    def of(cls, family: str, skill: str, method: str, targets: str, tokens: int, rank: int) -> "Cell":
         """Return the cell; target sets and ranks of methods that have none are left out."""
         if method == "full":
-            return cls(family, skill, method, "", 0)
-        return cls(family, skill, method, targets if method == "lora" else "", rank)
+            return cls(family, skill, method, "", tokens, 0)
+        return cls(family, skill, method, targets if method == "lora" else "", tokens, rank)
 
     def __str__(self) -> str:
         shown = [self.family, self.skill, self.method, self.targets, f"rank {self.rank}" if self.rank else ""]
@@ -70,7 +72,7 @@ class TunedRates:
 
     def __init__(self, *paths: Path) -> None:
         """Take the published tables where no `paths` are given."""
-        self.path, *self.more = paths or (RESULTS / "lr.csv", RESULTS / "lr_targets.csv")
+        self.path, *self.more = paths or (RESULTS / "lr.csv", RESULTS / "lr_long.csv")
 
     @cached_property
     def candidates(self) -> dict[Cell, dict[float, Candidate]]:
@@ -79,7 +81,8 @@ class TunedRates:
         losses: dict[tuple[Cell, float], list[float]] = defaultdict(list)
         tables = [self.path, *(path for path in self.more if path.exists())]
         for row in itertools.chain.from_iterable(map(self._rows, tables)):
-            cell = Cell.of(row["family"], row["skill"], row["method"], row["targets"], int(float(row["rank"] or 0)))
+            tokens, rank = (int(float(row[key] or 0)) for key in ("tokens", "rank"))
+            cell = Cell.of(row["family"], row["skill"], row["method"], row["targets"], tokens, rank)
             key = cell, float(row["lr"])
             if (row["set"], row["metric"]) == TUNING_METRIC[row["skill"]]:
                 scores[key].append(float(row["value"]))
@@ -112,25 +115,32 @@ class TunedRates:
         ]
 
     def look_up(self, config: TrialConfig) -> TunedRate:
-        """Return the tuned rate for `config`: of the same cell, at the nearest rank that was tuned.
+        """Return the tuned rate for `config`: of the same cell, at the nearest budget and rank that were tuned.
 
-        Base and retry rate do not count: the control and the upper reference are trained as full fine-tuning is.
+        Base and retry rate do not count: the control and the upper reference are trained as full fine-tuning is. A
+        budget that is not near is an alarm.
         """
-        method = config.method
-        wanted = Cell.of(config.data.family, config.skill.name, method.name, method.targets, method.rank)
-        near = [cell for cell in self.candidates if cell[:-1] == wanted[:-1]]
+        method, tokens = config.method, config.training.tokens
+        wanted = Cell.of(config.data.family, config.skill.name, method.name, method.targets, tokens, method.rank)
+        near = [cell for cell in self.candidates if cell[:4] == wanted[:4]]
         if not near:
             raise ConfigError(f"no tuned learning rate in {self.path} for {wanted}; {_remedy_for(wanted)}")
 
-        def distance(cell: Cell) -> tuple[float, int]:
+        def distance(cell: Cell) -> tuple[float, float, int]:
             # Rank 0 counts as one below rank 1; of two equally near ranks the lower one.
-            return abs(math.log2(max(cell.rank, 0.5)) - math.log2(max(wanted.rank, 0.5))), cell.rank
+            budget = abs(math.log2(max(cell.tokens, 1) / max(wanted.tokens, 1)))
+            return budget, abs(math.log2(max(cell.rank, 0.5) / max(wanted.rank, 0.5))), cell.rank
 
-        return _best(self.candidates[min(near, key=distance)], min(near, key=distance))
+        nearest = min(near, key=distance)
+        best = _best(self.candidates[nearest], nearest)
+        if distance(nearest)[0] <= 1:
+            return best
+        elsewhere = f"the learning rate was tuned at {nearest.tokens:,} tokens, not at {tokens:,} ({wanted})"
+        return best._replace(alarms=(*best.alarms, elsewhere))
 
 
 def _remedy_for(wanted: Cell) -> str:
-    sweep = "lr_targets" if wanted.targets not in ("", "all-linear") else "lr"
+    sweep = "lr_long" if wanted.targets not in ("", "all-linear") else "lr"
     tuned = f"let an arm of sweeps/{sweep}.yaml try method.targets={wanted.targets}, " if wanted.targets else ""
     return f"{tuned}{_remedy(sweep)}"
 

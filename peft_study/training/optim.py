@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from peft_study.training.config import TrainingConfig
 from peft_study.training.muon import Muon
+from peft_study.training.sharding import mine, part, whole
 
 
 def rate(step: int, total_steps: int, warmup_share: float, cooldown_share: float) -> float:
@@ -38,15 +39,16 @@ class Masters:
             if gradient is None:
                 kept.zero_()
             else:
-                to.append(kept)
-                given.append(gradient)
+                to.append(mine(kept))
+                given.append(mine(gradient))
             value.grad, parameter.grad = kept, None
         torch._foreach_copy_(to, given)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def write(self) -> None:
         """Copy the masters into the parameters."""
-        torch._foreach_copy_(list(self.parameters.values()), list(self.values.values()))  # pyright: ignore[reportPrivateImportUsage]
+        to, given = ([mine(each) for each in held.values()] for held in (self.parameters, self.values))
+        torch._foreach_copy_(to, given)  # pyright: ignore[reportPrivateImportUsage]
 
 
 BETAS, EPSILON = (0.9, 0.98), 1e-8
@@ -109,15 +111,16 @@ class Optimizers:
         tensors: dict[str, Tensor] = {}
         for i, optimizer in enumerate(self.parts):
             for j, state in optimizer.state_dict()["state"].items():
-                tensors.update({f"optimizer.{i}.{j}.{key}": value for key, value in state.items()})
+                tensors.update({f"optimizer.{i}.{j}.{key}": whole(value) for key, value in state.items()})
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state` returned."""
         for i, optimizer in enumerate(self.parts):
-            whole = optimizer.state_dict()
+            found = optimizer.state_dict()
+            stepped = [value for group in optimizer.param_groups for value in group["params"]]
             prefix = f"optimizer.{i}."
             for name in sorted(name for name in tensors if name.startswith(prefix)):
                 j, _, key = name.removeprefix(prefix).partition(".")
-                whole["state"].setdefault(int(j), {})[key] = tensors[name]
-            optimizer.load_state_dict(whole)
+                found["state"].setdefault(int(j), {})[key] = part(tensors[name], stepped[int(j)])
+            optimizer.load_state_dict(found)

@@ -16,6 +16,7 @@ from peft_study.training.checkpoint import load_state, save_state
 from peft_study.training.config import TrainingConfig
 from peft_study.training.losses import is_converged
 from peft_study.training.optim import Masters, Optimizers, rate
+from peft_study.training.sharding import part, whole
 
 Trained = TypeVar("Trained", bound=AbstractLearner)
 
@@ -86,7 +87,7 @@ class Run(Generic[Trained]):
         try:
             with torch.no_grad():
                 for name, value in self.masters.values.items():
-                    value.copy_(tensors[f"value.{name}"])
+                    value.copy_(part(tensors[f"value.{name}"], value))
             self.optimizers.load_state(tensors)
             torch.set_rng_state(tensors["rng"])
             if "rng.cuda" in tensors:
@@ -106,11 +107,14 @@ class Run(Generic[Trained]):
             write_atomic(path, "".join(line + "\n" for line in kept))
 
     def save(self) -> None:
-        """Write a checkpoint: all that the run needs to go on, as tensors by name."""
+        """Write a checkpoint: all that the run needs to go on, as tensors by name.
+
+        Where these are shared out among processes, all must call it at the same step.
+        """
+        tensors: dict[str, Tensor] = {f"value.{name}": whole(value) for name, value in self.masters.values.items()}
+        tensors |= self.optimizers.state() | {"rng": torch.get_rng_state()}
         if not self.writes:
             return
-        tensors: dict[str, Tensor] = {f"value.{name}": value for name, value in self.masters.values.items()}
-        tensors |= self.optimizers.state() | {"rng": torch.get_rng_state()}
         if next(iter(self.masters.values.values())).is_cuda:
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
         meta = {

@@ -22,6 +22,7 @@ from peft_study.training.batches import Batch, Task, batch_loss, share_of, valid
 from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import is_compiled
 from peft_study.training.run import Point, Run, TrainingSummary
+from peft_study.training.sharding import check_sharded, reduce_gradients, shard, whole
 
 
 def weights_of(batches: Sequence[Batch], accelerator: Accelerator) -> list[float]:
@@ -48,12 +49,14 @@ def train(
     seed: int,
     on_point: Callable[[Point], None],
     extra_metrics: Callable[[], dict[str, float]] | None = None,
+    sharded: bool = False,
 ) -> TrainingSummary:
     """Train `learner` on `config.tokens` tokens of `task`, from the checkpoint in `folder` if there is one.
 
     Leaves the learner with the trained values, in fp32 where it can be. `metrics.jsonl` in `folder` gets a line at each
     of `config.points` points; `extra_metrics` adds to it. Where `on_point` raises Stopped, a checkpoint of that very
-    point is left to go on from. Of several processes the first alone writes. ConfigError without a learning rate.
+    point is left to go on from. Of several processes the first alone writes; with `sharded` each holds a part of the
+    model (sharding.py), then too, else all of it. ConfigError without a learning rate.
     """
     assert config.precision != "auto", "whoever calls settles these first (machine.settled)"
     assert config.attention != "auto", "whoever calls settles these first (machine.settled)"
@@ -66,17 +69,26 @@ def train(
         )
     mine = share_of(config.batch_windows, accelerator.process_index, accelerator.num_processes)
     learner.place(device)
+    sharded = sharded and accelerator.num_processes > 1
+    if sharded:
+        check_sharded(config)
+        shard(learner, device)
     run = Run(learner, task, config, folder=folder, seed=seed, writes=accelerator.is_main_process)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     learner.begin(dtype, config.attention, compiled=is_compiled(config, run.total_steps, device))
     run.masters.write()
-    model: nn.Module = accelerator.prepare_model(learner)
+    model: nn.Module = learner if sharded else accelerator.prepare_model(learner)
     learner.train()
     started = last_saved = time.monotonic()
     while run.step < run.total_steps:
         now = time.monotonic()
         run.seconds, started = run.seconds + now - started, now
-        if now - last_saved > config.checkpoint_seconds:
+        is_due = now - last_saved > config.checkpoint_seconds
+        if sharded:
+            # All must agree, since all have a part to give.
+            due: Any = accelerator.reduce(torch.tensor(float(is_due), device=device), "sum")
+            is_due = bool(due)
+        if is_due:
             run.save()
             last_saved = now
 
@@ -84,11 +96,12 @@ def train(
         losses: list[Tensor] = []
         for batch, weight in zip(batches, weights_of(batches, accelerator), strict=True):
             is_last = batch is batches[-1]
-            with nullcontext() if is_last else accelerator.no_sync(model):
+            reduce_gradients(model, now=is_last)
+            with nullcontext() if is_last or sharded else accelerator.no_sync(model):
                 losses.append(batch_loss(model, batch) * weight)
                 accelerator.backward(losses[-1])
         run.masters.take_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(list(run.masters.values.values()), config.clip_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(list(run.masters.values.values()), config.clip_norm))
         loss: Any = accelerator.reduce(torch.stack(losses).detach().sum(), "mean")
         if not torch.isfinite(norm):
             raise FloatingPointError(f"loss or gradient is not finite at step {run.step} (loss {float(loss)})")

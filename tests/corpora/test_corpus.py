@@ -2,18 +2,21 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from peft_study.corpora import corpus as corpora
 from peft_study.corpora.code import CodeProblem
 from peft_study.corpora.config import CorpusConfig
 from peft_study.corpora.corpus import Corpus, Part, held_out, key, load_corpus
 from peft_study.corpora.records import Document, Problem, Segment, Turn
+from peft_study.corpora.steps import Form
 from peft_study.errors import ConfigError, DataError
 from peft_study.skills.config import DataConfig
 
@@ -168,6 +171,53 @@ def test_problems_of_a_file_get_mistakes_and_a_grader(tmp_path: Path) -> None:
     control = load(name=file, columns={"solution": "answer"}, mistakes="number", retry_rate=0)
     assert mistakes(control.train) == 0
     assert ids(control.train) == ids(corpus.train)
+
+
+class Adding:
+    """Writes mistakes that say which they are."""
+
+    def __init__(self, form: Form) -> None:
+        self.form, self.counts = form, Counter[str]()
+
+    def rewrite(self, problem: Problem, steps: list[str], at: int, rng_seed: int) -> str:
+        self.counts["written"] += 1
+        return f"She has 1000 + {rng_seed % 1000} of {len(steps)} steps."
+
+
+def test_a_model_writes_the_mistakes(tmp_path: Path) -> None:
+    file = write(tmp_path / "sums.jsonl", [sum_row(i, 5) for i in range(40)])
+    asked = {"model": "m", "answers": "answers.jsonl"}
+    config = {"name": file, "mistakes": "rewritten", "rewriter": asked, "retry_rate": 0.5, "validation_share": 0.3}
+    config["columns"] = {"solution": "answer"}
+    opened = []
+
+    def opens(form: Form) -> Adding:
+        opened.append(Adding(form))
+        return opened[-1]
+
+    corpus = load_corpus(CorpusConfig.model_validate(config), DataConfig(), 0, rewriter=opens)
+    kinds = [s for document in corpus.train for s in document.turns[1].segments if s.kind == "mistake"]
+    assert all("She has 1000 + " in segment.text for segment in kinds)
+    assert f"; written {opened[0].counts['written']}" in corpus.source
+    assert opened[0].counts["written"] > len(kinds) > 10  # some are of what is measured on
+    # The control asks nobody.
+    control = load_corpus(CorpusConfig.model_validate(config | {"retry_rate": 0}), DataConfig(), 0, rewriter=opens)
+    assert len(opened) == 1
+    assert [document.id for document in control.train] == [document.id for document in corpus.train]
+    with pytest.raises(ConfigError, match="needs what opens its rewriter"):
+        load_corpus(CorpusConfig.model_validate(config), DataConfig(), 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mistakes": "rewritten"}, "mistakes=rewritten needs rewriter.model and rewriter.answers"),
+        ({"rewriter": {"model": "m", "answers": "a"}}, "go with mistakes=rewritten alone, but it is none"),
+    ],
+)
+def test_a_rewriter_goes_with_rewritten_mistakes(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        CorpusConfig.model_validate({"name": "gsm8k", **changes})
 
 
 def test_what_has_no_steps_has_no_mistakes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from peft_study.corpora import gsm8k, math
 from peft_study.corpora.chat import ServerConfig
 from peft_study.corpora.mistakes import MistakeConfig, documents
 from peft_study.corpora.records import Grade, Problem
-from peft_study.corpora.rewriter import ModelRewriter, fault, local_rewriter, prompt, server_rewriter
+from peft_study.corpora.rewriter import ModelRewriter, fault, prompt, server_rewriter
 from peft_study.errors import DataError
 
 CLIPS = Problem(
@@ -121,18 +121,6 @@ def test_threads_share_a_rewriter(tmp_path: Path) -> None:
     assert rewriter.counts["asked"] + rewriter.counts["kept"] == 200
     assert set(ModelRewriter("m", Scripted(""), gsm8k.FORM, file)._known) == set(rewriter._known)
     assert len(rewriter._known) == 50
-
-
-def test_a_local_model_continues_prompts() -> None:
-    asked: list[list[str]] = []
-
-    def generate(prompts: list[str]) -> list[str]:
-        asked.append(prompts)
-        return ["So 48*2 = 96 came."]
-
-    rewriter = local_rewriter("mine", generate, gsm8k.FORM)
-    assert rewriter.rewrite(CLIPS, STEPS, 0, 1) == "So 48*2 = 96 came."
-    assert asked == [[prompt(CLIPS, STEPS, 0)]]
 
 
 def test_documents_from_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

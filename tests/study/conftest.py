@@ -112,6 +112,7 @@ class TunedRow(NamedTuple):
     op: int = 6
     metric: str = "accuracy"
     family: str = "nano"
+    tokens: int = 524_288
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ import pytest
 from rich.console import Console
 
 from peft_study.errors import StoreError
+from peft_study.files import locked
 from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
 from peft_study.study.plan import Plan, build_plan, read_sweep
 from peft_study.study.progress import SweepProgress
-from peft_study.study.stores import check_stores, locked
+from peft_study.study.stores import check_stores
 from peft_study.study.sweep import Outcome, run_sweep
 
 Write = Callable[..., Path]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -109,6 +110,9 @@ def test_correction_from_config_to_mlflow(checkpoint: Callable[[str], Path], pro
     assert {each.path for each in client.list_artifacts(run.info.run_id)} >= {"adapter", "samples.jsonl"}
     (model,) = client.search_logged_models([experiment.experiment_id])
     assert (model.name, model.tags["skill"]) == (result["trial"], "correction")
+    # MLflow loads it by itself: what it writes is what transformers and peft write.
+    served = mlflow.pyfunc.load_model(model.artifact_location, model_config={"max_new_tokens": 5})
+    (written,) = served.predict(["Tom has 3 apples"])
 
     # Finished is finished: nothing is run, and nothing is logged twice.
     again, _ = run_alone(config, tmp_path / "runs", None, QUIET)
@@ -124,6 +128,9 @@ def test_correction_from_config_to_mlflow(checkpoint: Callable[[str], Path], pro
     with torch.no_grad():
         ours = trial.learner(ids, torch.ones_like(ids, dtype=torch.bool), verdict=False)
         assert torch.allclose(ours, adapted(input_ids=ids).logits[0], atol=1e-5)
+
+    greedy = adapted.generate(input_ids=ids, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert written == tokenizer.decode(greedy[0, ids.shape[1] :], skip_special_tokens=True)
 
     # And what is exported.
     copied = export_trial(folder, tmp_path / "copied", merged=False)
@@ -153,9 +160,20 @@ def test_detection_and_measuring_again(checkpoint: Callable[[str], Path], proble
     assert result["status"] == "finished", result["reason"]
     first = named(result)
     assert 0 <= first["injected detect_auroc"]["value"] <= 1
-    found = open_trial(folder, {"split": "validation", "n": 10}).measure(None, None)
+    trial = open_trial(folder, {"split": "validation", "n": 10})
+    found = trial.measure(None, None)
     again = {f"{m.set} {m.metric}": m for m in found.measures}
     assert again["injected detect_auroc"].value == pytest.approx(first["injected detect_auroc"]["value"])
+
+    # What MLflow loads judges the end of a text.
+    client = MlflowClient(f"sqlite:///{mlflow_path(tmp_path / 'runs')}")
+    (model,) = client.search_logged_models(["1"])
+    text = "Tom has 3 + 4 = 8 apples."
+    (judged,) = mlflow.pyfunc.load_model(model.artifact_location).predict([text])
+    ids = torch.tensor([trial.learner.tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        logits = trial.learner(ids, torch.arange(ids.shape[1])[None] == ids.shape[1] - 1, verdict=True)
+    assert judged == pytest.approx(float(logits[0].softmax(0)[1]), abs=1e-5)
 
 
 def test_killed_and_gone_on_with_equals_straight(

@@ -106,8 +106,8 @@ def test_a_missing_cell_is_named_with_its_remedy(write_rates: Write, tuned_row: 
     for text in (
         "nano, correction, lora, qv, rank 4",
         "method.targets=qv",
-        "make sweep SWEEP=lr_targets",
-        "make publish SWEEP=lr_targets",
+        "make sweep SWEEP=lr_long",
+        "make publish SWEEP=lr_long",
     ):
         assert text in str(caught.value)
 
@@ -121,6 +121,21 @@ def test_a_second_table_adds_cells(write_rates: Write, tuned_row: Row, tmp_path:
     assert rates.look_up(config_of()) == (0.003, ())
     assert rates.look_up(config_of(method__targets="qv")) == (0.003, ())
     assert TunedRates(first, tmp_path / "none.csv").look_up(config_of()).lr == 0.003
+
+
+def test_rates_are_tuned_for_a_budget(write_rates: Write, tuned_row: Row) -> None:
+    tried = {2**19: (0.001, 0.9), 2**22: (0.003, 0.9)}
+    rows = [
+        tuned_row(lr, score if lr == best else 0.1, tokens=tokens)
+        for tokens, (best, score) in tried.items()
+        for lr in (0.0003, 0.001, 0.003, 0.01)
+    ]
+    rates = TunedRates(write_rates(*rows))
+    for tokens, lr in ((2**19, 0.001), (2**20, 0.001), (2**21, 0.003), (2**22, 0.003), (2**23, 0.003)):
+        assert rates.look_up(config_of(training__tokens=tokens)) == (lr, ())
+    assert rates.look_up(config_of(training__tokens=2**17)).alarms == (
+        "the learning rate was tuned at 524,288 tokens, not at 131,072 (nano, correction, lora, all-linear, rank 4)",
+    )
 
 
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
