@@ -75,7 +75,9 @@ def _metric_of(row: Row) -> tuple[str, str]:
 
 
 def _cell_of(row: Row) -> Cell:
-    return Cell.of(row["family"], row["skill"], row["method"], row["targets"], row["rank"] or 0)
+    return Cell.of(
+        row["family"], row["skill"], row["method"], row["targets"], int(row["tokens"] or 0), row["rank"] or 0
+    )
 
 
 def _losses(frame: pd.DataFrame) -> dict[tuple[Cell, float], float]:

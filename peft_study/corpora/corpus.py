@@ -44,7 +44,7 @@ class Corpus(NamedTuple):
     """SHA-256 of all documents."""
     source: str
     """Where they come from, in a line."""
-    learned: list[Problem]
+    learned: Sequence[Problem] = ()
     """The problems that `train` is made of; empty where documents are all there is."""
 
 

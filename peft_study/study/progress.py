@@ -108,9 +108,9 @@ class SweepProgress:
         """Show where a trial is."""
         running = self.running[trial]
         if running.begun_at is None and report.phase == "train":
+            if self.seconds_left() is None and not self.took:
+                self.started = self.clock()  # What came before the first tokens says nothing of the speed.
             running.begun_at = report.tokens
-            if not self.seconds_left():
-                self.started = self.clock()  # What came before says nothing of the speed.
         self.read[trial] = report.tokens
         share = f" {report.tokens / report.total:.0%}" if report.total and report.phase != "evaluate" else ""
         loss = "" if math.isnan(report.loss) else f", loss {report.loss:.3f}"

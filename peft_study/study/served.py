@@ -6,9 +6,9 @@ prompts, a detection model gives the probability that the step at the end of eac
 
 from typing import Any
 
-import mlflow
 import torch
-from mlflow.pyfunc import PythonModel
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 
 class Served(PythonModel):
@@ -35,7 +35,7 @@ class Served(PythonModel):
         options |= {"revision": revision, "trust_remote_code": False, "use_safetensors": True}
         words = trained if config["own_tokenizer"] else source
         self.tokenizer: Any = AutoTokenizer.from_pretrained(words, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(source, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
         if "quantization_config" not in options:
             model = model.to(device)
         rows = len(model.get_input_embeddings().weight)
@@ -75,4 +75,4 @@ class Served(PythonModel):
         return float(logits[self.config["verdict_ids"]].float().softmax(0)[1])
 
 
-mlflow.models.set_model(Served())
+set_model(Served())

@@ -75,9 +75,7 @@ def test_what_cannot_be_solved_is_refused(
     checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path, changes: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        write_solutions(
-            config_of(checkpoint("llama"), problems, **changes), tmp_path / "own.jsonl", 1, lambda *_: None
-        )
+        write_solutions(config_of(checkpoint("llama"), problems, **changes), tmp_path / "own.jsonl", 1, lambda *_: None)
 
 
 def test_a_file_of_something_else_is_left_alone(

@@ -335,6 +335,22 @@ def test_progress_is_plain_and_rare_without_a_terminal() -> None:
     assert "\x1b" not in out.getvalue()
 
 
+def test_what_comes_before_training_is_shown_and_says_nothing_of_its_speed() -> None:
+    now, out = [0.0], io.StringIO()
+    with SweepProgress(Console(file=out, width=200), 1, clock=lambda: now[0]) as progress:
+        progress.expect("one", 100)
+        progress.start_trial("one")
+        for now[0], phase in ((10.0, "load"), (500.0, "measure the base")):
+            progress.update("one", Report(0, loss=float("nan"), phase=phase))
+        now[0] = 1000.0
+        progress.update("one", Report(40))  # from a checkpoint at 40
+        now[0] = 1010.0
+        progress.update("one", Report(50))
+        assert progress.seconds_left() == pytest.approx(50.0)
+    lines = out.getvalue().splitlines()
+    assert lines[:3] == ["[1/1] one starts", "[1/1] one load 0%", "[1/1] one measure the base 0%"]
+
+
 def test_time_left_counts_what_runs_side_by_side_and_what_was_read_before() -> None:
     now, out = [0.0], io.StringIO()
     with SweepProgress(Console(file=out, width=200), 2, clock=lambda: now[0]) as progress:
