@@ -33,7 +33,7 @@ class ServerConfig(BaseModel):
     """Name of the environment variable that holds the API key; empty for a server that wants none."""
     temperature: float = Field(default=1.0, ge=0)
     """0 makes every try the same."""
-    max_tokens: int = Field(default=256, ge=1)
+    max_tokens: int = Field(default=512, ge=1)
     """Tokens of an answer; one that needs more counts as empty."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Seconds to wait for an answer."""
@@ -41,6 +41,11 @@ class ServerConfig(BaseModel):
     """Times to ask before giving up, where the server is busy, slow or broken."""
     backoff_s: float = Field(default=1.0, ge=0)
     """Seconds before the second try; each further wait is twice as long."""
+
+    @property
+    def label(self) -> str:
+        """Return what answers are kept by: another limit or temperature gives other answers."""
+        return f"{self.model}, {self.max_tokens} tokens, temperature {self.temperature:g}"
 
     @field_validator("url")
     @classmethod

@@ -282,6 +282,12 @@ class Mistakes:
         mistakes = config.mistake_config.model_copy(update={"seed": seed})
         threads = config.rewriter.threads if config.rewriter and not config.rewriter.local else 1
         clean = list(with_mistakes(problems, mistakes, self.form, self.rewriter, threads=threads))
+        counts = getattr(self.rewriter, "counts", {})
+        if counts.get("given up") and not counts.get("written"):
+            raise DataError(
+                f"the model has written no mistake that could be used ({dict(counts)}); see what it answers in "
+                f"{config.rewriter.answers if config.rewriter else ''}, and take another model or more max_tokens"
+            )
         if self.own is None:
             return clean
         return self.own.documents(

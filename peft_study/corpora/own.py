@@ -34,10 +34,12 @@ def read_rows(path: Path) -> dict[str, list[Row]]:
     """Return the solutions in a file, by `question_key`; DataError where it cannot be read as such."""
     found: dict[str, list[Row]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut inside texts
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}); `peft-study solve` makes such a file") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             question, text, finished = row["question"], row["text"], row.get("finished", True)
@@ -45,7 +47,8 @@ def read_rows(path: Path) -> dict[str, list[Row]]:
                 raise TypeError
         except (ValueError, LookupError, TypeError, AttributeError):
             raise DataError(
-                f"{path}, line {number}: must be an object with texts `question` and `text`, but is {line[:60]!r}; "
+                f"{path}, line {number}: must be an object with texts `question` and `text` (and a truth value "
+                f"`finished`), but is {line[:60]!r}; "
                 "mend or delete that line"
             ) from None
         found.setdefault(question_key(question), []).append(Row(text, finished))

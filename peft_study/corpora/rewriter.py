@@ -107,7 +107,8 @@ class ModelRewriter:
             self.counts["asked" if known is None else "kept"] += 1
         if known is not None:
             return known
-        answer = self.ask(text, seed)
+        # What a model has thought aloud before it answers is no part of the answer.
+        answer = self.ask(text, seed).rpartition("</think>")[2]
         with self._lock:
             self._known[key] = answer
             if self.answers:
@@ -119,7 +120,7 @@ class ModelRewriter:
 
 def server_rewriter(config: ServerConfig, form: Form, answers: Path | None = None) -> ModelRewriter:
     """Return a rewriter that asks a server; `answers` is the file that keeps its answers, None for none."""
-    return ModelRewriter(config.model, ChatServer(config).ask, form, answers)
+    return ModelRewriter(config.label, ChatServer(config).ask, form, answers)
 
 
 def _read_answers(file: Path) -> dict[tuple[str, str, int], str]:

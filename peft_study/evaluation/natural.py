@@ -55,7 +55,7 @@ def natural_findings(
             retraction=BACK if igsm else config.retraction,
             grader=corpus.grader,
             baseline=baseline,
-            retracts=data.retry_rate > 0 if igsm else config.mistake_config.retry_rate > 0,
+            retracts=data.retry_rate > 0 if igsm else config.mistakes != "none" and config.retry_rate > 0,
         )
     if batches is not None:
         found.measures.insert(0, loss_measure(learner, batches))

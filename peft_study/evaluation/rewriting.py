@@ -19,7 +19,7 @@ def open_rewriter(config: RewriterConfig, form: Form) -> ModelRewriter:
     """Return a rewriter of solutions of a `form`; a local model is loaded with the first answer that is not kept."""
     answers = Path(config.answers)
     if config.local:
-        return ModelRewriter(config.model, local_model(config), form, answers)
+        return ModelRewriter(config.label, local_model(config), form, answers)
     return server_rewriter(config, form, answers)
 
 
@@ -36,7 +36,9 @@ def local_model(config: RewriterConfig) -> Callable[[str, int], str]:
         model, tokenizer = loaded()
         if tokenizer.chat_template:
             turns = [{"role": "user", "content": text}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
         ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
         options = NaturalEvaluationConfig(
             seed=seed, temperature=config.temperature, max_new_tokens=config.max_tokens, batch=1

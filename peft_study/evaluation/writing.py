@@ -49,7 +49,7 @@ def stop_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:
     if tokenizer.chat_template:
         said = "zqxj"
         turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": said}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False)
         after = tokenizer(text.rpartition(said)[2], add_special_tokens=False)["input_ids"]
         special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
         found |= set([token for token in after if token in special][:1])

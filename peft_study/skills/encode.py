@@ -243,7 +243,10 @@ class Encoder:
         from jinja2.exceptions import TemplateError  # for those who have a template
 
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+            # Templates of models that can think aloud first would else have them do so; others do not read it.
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=prompt, enable_thinking=False
+            )
         except TemplateError as error:
             raise DataError(
                 f"{document.id}: the chat template refuses its turns ({error}); change them, or set chat_template=false"

@@ -120,14 +120,15 @@ class SweepProgress:
     def pause_trial(self, trial: str) -> None:
         """Show `trial` no more until it is started again."""
         running = self.running.pop(trial)
-        self.read_here += self.read.get(trial, 0) - (running.begun_at or 0)
+        if running.begun_at is not None:
+            self.read_here += self.read[trial] - running.begun_at
         self.took[trial] = self.took.get(trial, 0.0) + self.clock() - running.started
 
     def end_trial(self, trial: str, text: str, *, tokens: int | None = None, bad: bool = False) -> None:
         """Show that a trial that runs, or is paused, has ended, after `tokens` tokens where it did not read all."""
-        self.read[trial] = self.expected[trial] = self.expected[trial] if tokens is None else tokens
         if trial in self.running:
             self.pause_trial(trial)
+        self.read[trial] = self.expected[trial] = self.expected[trial] if tokens is None else tokens
         self.ended_trials += 1
         shown = escape(f"[{self.ended_trials}/{self.num_trials}] {text} ({duration(self.took.pop(trial, 0.0))})")
         # highlight=False: Rich would colour every number of an id.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
+from transformers import GenerationConfig
 
 
 class Served(PythonModel):
@@ -44,34 +45,44 @@ class Served(PythonModel):
         self.model: Any = (PeftModel.from_pretrained(model, trained) if is_adapter else model).eval()
         self.config = config
 
-    def predict(self, context: Any, model_input: list[str], params: dict[str, Any] | None = None):  # noqa: ARG002
-        """Return what follows each text, or for detection the probability that its last step is wrong."""
-        return [self._judge(text) if self.config["skill"] == "detection" else self._write(text) for text in model_input]
+    def predict(self, context: Any, model_input: list[dict[str, str]], params: dict[str, Any] | None = None):  # noqa: ARG002
+        """Return what follows each `prompt`, or for detection the probability that the last step is wrong.
 
-    def _ids(self, text: str, *, prompt: bool) -> torch.Tensor:
-        special = True
-        if prompt and self.config["chat_template"] and self.tokenizer.chat_template:
-            turns = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            special = False
-        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        `solution`, where it is there, is what has been written to the prompt so far, up to the end of a step.
+        """
+        judges = self.config["skill"] == "detection"
+        ids = [self._ids(each["prompt"], each.get("solution", "")) for each in model_input]
+        return [self._judge(each) if judges else self._write(each) for each in ids]
+
+    def _ids(self, prompt: str, solution: str) -> torch.Tensor:
+        """Return the tokens of a text as they were in training."""
+        is_chat = bool(self.config["chat_template"] and self.tokenizer.chat_template)
+        if is_chat:
+            turns = [{"role": "user", "content": prompt.strip()}]
+            prompt = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        ids = self.tokenizer(prompt + solution.rstrip(), add_special_tokens=not is_chat)["input_ids"]
         return torch.tensor([ids], device=self.model.device)
 
     @torch.no_grad()
-    def _write(self, text: str) -> str:
-        ids = self._ids(text, prompt=True)
-        temperature = self.config["temperature"]
-        drawing = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        written = self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=pad,
-            max_new_tokens=self.config["max_new_tokens"], **drawing,
-        )  # fmt: skip
+    def _write(self, ids: torch.Tensor) -> str:
+        temperature, stops = self.config["temperature"], self.config["stop_ids"]
+        drawing = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        options = GenerationConfig(
+            **drawing,
+            max_new_tokens=self.config["max_new_tokens"],
+            eos_token_id=stops or None,
+            pad_token_id=min(stops, default=0),
+        )
+        # The options that a checkpoint brings would change what was measured.
+        self.model.generation_config = GenerationConfig()
+        written = self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=options)
         return self.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
 
     @torch.no_grad()
-    def _judge(self, text: str) -> float:
-        logits = self.model(input_ids=self._ids(text, prompt=False)).logits[0, -1]
+    def _judge(self, ids: torch.Tensor) -> float:
+        logits = self.model(input_ids=ids).logits[0, -1]
         return float(logits[self.config["verdict_ids"]].float().softmax(0)[1])
 
 

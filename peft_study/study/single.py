@@ -9,7 +9,7 @@ from rich.console import Console
 from peft_study.errors import ConfigError
 from peft_study.files import locked
 from peft_study.records import Status
-from peft_study.study.config import TrialConfig
+from peft_study.study.config import CONFIG_FILE, TrialConfig, build_config, config_hash, flatten, read_yaml
 from peft_study.study.plan import PlannedTrial, Sweep, trial_id
 from peft_study.study.progress import SweepProgress
 from peft_study.study.stores import best_effort, check_stores, read_result, storage_errors
@@ -36,6 +36,8 @@ def run_alone(config: TrialConfig, runs: Path, folder: Path | None, console: Con
         result = read_result(folder)
         if result is not None and result["trial"] != planned.trial:
             raise ConfigError(f"{folder} holds trial {result['trial']} of another config; choose another --folder")
+        if result is None and _begun(folder) not in (None, config_hash(config)):
+            raise ConfigError(f"{folder} holds a run of another config that was begun; choose another --folder")
         tracker = Tracker(runs, ALONE)
         if result is None:
             result = _train(planned, folder, tracker, console)
@@ -43,6 +45,12 @@ def run_alone(config: TrialConfig, runs: Path, folder: Path | None, console: Con
             tracker.start(planned, 0).finish(result, folder)
         tracker.close_parent(Status.FINISHED)
     return result, folder
+
+
+def _begun(folder: Path) -> str | None:
+    """Return the hash of the config of the run that was begun in `folder`, None where none was."""
+    path = folder / CONFIG_FILE
+    return config_hash(build_config(flatten(read_yaml(path)))) if path.is_file() else None
 
 
 def _run_trial(*args: Any, **options: Any) -> dict[str, Any]:

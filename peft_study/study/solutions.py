@@ -64,6 +64,9 @@ def write_solutions(
     ]
     with locked(file.with_name(f".{file.name}.lock"), busy=f"{file} is being written by another process"):
         rows = list(_kept(file))
+        by = _settings(config, testing)
+        if strange := next((row["by"] for row in rows if row["by"] != by), None):
+            raise ConfigError(f"{file} holds solutions of other settings ({strange}, not {by}); choose another file")
         done = {(row["id"], row["draw"]) for row in rows}
         grades = Counter(row["grade"] for row in rows)
         missing = {(each.problem.id, each.draw) for each in wanted} - done
@@ -97,13 +100,23 @@ def _kept(file: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             row = json.loads(line)
-            _ = row["id"], row["draw"], row["grade"]
+            _ = row["id"], row["draw"], row["grade"], row["by"]
         except (ValueError, LookupError, TypeError):
             raise DataError(
                 f"{file}, line {number}: must be a solution that this command wrote, but is {line[:40]!r}; delete that "
                 "line, or choose another file"
             ) from None
         yield row
+
+
+def _settings(config: TrialConfig, testing: NaturalEvaluationConfig) -> str:
+    """Return what solutions depend on beside their problems, in a line."""
+    assert config.pretrained is not None
+    assert config.corpus is not None
+    model = config.pretrained
+    shown = [f"{model.name}@{model.revision}" if model.revision else model.name, model.quantization, config.corpus.name]
+    drawn = f"temperature {testing.temperature:g}, {testing.max_new_tokens} tokens, seed {testing.seed}"
+    return f"{', '.join(shown)}, {drawn}"
 
 
 def _solver(
@@ -116,6 +129,7 @@ def _solver(
     if model.device != this_device():
         model.to(this_device())  # pyright: ignore[reportArgumentType]
     encoder = Encoder(tokenizer, config.skill, config.corpus)
+    by = _settings(config, testing)
 
     def solve(chunk: Sequence[Wanted]) -> list[dict[str, Any]]:
         options = testing.model_copy(
@@ -128,6 +142,7 @@ def _solver(
             {
                 "id": each.problem.id,
                 "draw": each.draw,
+                "by": by,
                 "question": each.problem.question,
                 **one._asdict(),
                 "grade": given.grade.value,

@@ -22,6 +22,7 @@ from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.evaluation.natural import natural_findings
 from peft_study.evaluation.natural_solving import Solution, read_solutions, solution_rows, solve
 from peft_study.evaluation.rewriting import open_rewriter
+from peft_study.evaluation.writing import stop_ids
 from peft_study.files import locked, write_atomic
 from peft_study.models.device import this_device, this_process
 from peft_study.models.pretrained import PretrainedLearner
@@ -201,6 +202,7 @@ def run_texts(
         "departures": found.departures,
         "matched": trial.learner.matched,
         "verdict_ids": trial.learner.verdict_ids,
+        "stop_ids": sorted(stop_ids(trial.learner.model, trial.learner.tokenizer)),
         "notes": trial.notes,
         "corpus": {"source": trial.corpus.source, "digest": trial.corpus.digest},
         "base_commit": getattr(trial.learner.model.config, "_commit_hash", None) or "",

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import sqlite3
 import sys
 import time
@@ -122,7 +123,12 @@ def _move_artifacts(database: Path, old: str, new: str) -> None:
     connection = sqlite3.connect(database, timeout=20)
     try:
         with connection:
-            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            places = (
+                ("experiments", "artifact_location"),
+                ("runs", "artifact_uri"),
+                ("logged_models", "artifact_location"),
+            )
+            for table, column in places:
                 connection.execute(
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?",
                     (new, len(old) + 1, len(old) + 1, f"{old}/"),
@@ -344,28 +350,33 @@ class TrialRun:
         with _quiet():
             import mlflow.pyfunc
 
-        name, config = result["trial"], self.planned.config
+        config = self.planned.config
         assert config.pretrained is not None
         # A probe is no part of a model that others could load.
-        if config.method.name == "probe" or self.client.search_logged_models(
-            [self.tracker.experiment_id], f"name = '{name}'"
-        ):
+        if config.method.name == "probe":
             return
-        model = self.client.create_logged_model(
-            self.tracker.experiment_id,
-            name,
-            source_run_id=self.run_id,
-            tags={"base_model": config.pretrained.name, "skill": config.skill.name, "method": config.method.name},
-            params={key: str(value) for key, value in flatten(config.method.model_dump()).items()},
-            model_type="adapter" if config.method.name != "full" else "model",
-        )
-        with TemporaryDirectory() as folder, _quiet():
+        # MLflow takes no such marks in a name, and rates have points.
+        name = re.sub(r"[/:.%\"']", "_", result["trial"])
+        for model in self.client.search_logged_models([self.tracker.experiment_id], f"name = '{name}'"):
+            if (model.source_run_id, str(model.status)) == (self.run_id, "READY"):
+                return
+            # What a kill has left, or of a run that was deleted to be repeated.
+            self.client.delete_logged_model(model.model_id)
+        with TemporaryDirectory(dir=trained.parent) as folder, _quiet():
             mlflow.pyfunc.save_model(
                 f"{folder}/model",
                 python_model=str(Path(__file__).with_name("served.py")),
                 artifacts={"trained": str(trained)},
                 model_config=served_config(config, result, trained),
                 pip_requirements=_requirements(config),
+            )
+            model = self.client.create_logged_model(
+                self.tracker.experiment_id,
+                name,
+                source_run_id=self.run_id,
+                tags={"base_model": config.pretrained.name, "skill": config.skill.name, "method": config.method.name},
+                params={key: str(value) for key, value in flatten(config.method.model_dump()).items()},
+                model_type="adapter" if config.method.name != "full" else "model",
             )
             self.client.log_model_artifacts(model.model_id, f"{folder}/model")
         self.client.finalize_logged_model(model.model_id, "READY")
@@ -398,6 +409,7 @@ def served_config(config: TrialConfig, result: Mapping[str, Any], trained: Path)
         "method": config.method.name,
         "skill": config.skill.name,
         "verdict_ids": result["verdict_ids"],
+        "stop_ids": result["stop_ids"],
         "chat_template": config.corpus.chat_template is not False,
         "own_tokenizer": (trained / "tokenizer_config.json").is_file(),
         "max_new_tokens": (config.testing or NaturalEvaluationConfig()).max_new_tokens,

@@ -59,6 +59,9 @@ def test_every_problem_is_solved_as_often_as_asked_and_a_kill_costs_no_more_than
     assert write_solutions(config, file, 2, lambda *counts: told.append(counts)) == grades
     assert file.read_text() == text
     assert told[0] == (19, 40)
+    # Another model's are not taken for this one's.
+    with pytest.raises(ConfigError, match="holds solutions of other settings"):
+        write_solutions(config_of(checkpoint("gpt2"), problems), file, 2, lambda *_: None)
     # And when all is there nothing is loaded.
     monkeypatch.setattr(solutions, "load_pretrained", None)
     assert write_solutions(config, file, 2, lambda *_: None) == grades

@@ -112,7 +112,14 @@ def test_correction_from_config_to_mlflow(checkpoint: Callable[[str], Path], pro
     assert (model.name, model.tags["skill"]) == (result["trial"], "correction")
     # MLflow loads it by itself: what it writes is what transformers and peft write.
     served = mlflow.pyfunc.load_model(model.artifact_location, model_config={"max_new_tokens": 5})
-    (written,) = served.predict(["Tom has 3 apples"])
+    (written,) = served.predict([{"prompt": "Tom has 3 apples"}])
+
+    other = config_of(checkpoint("llama"), problems, **{"training.lr": 0.005})
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_text((folder / "config.yaml").read_text())
+    with pytest.raises(ConfigError, match="a run of another config that was begun"):
+        run_alone(other, tmp_path / "runs", begun, QUIET)
 
     # Finished is finished: nothing is run, and nothing is logged twice.
     again, _ = run_alone(config, tmp_path / "runs", None, QUIET)
@@ -169,7 +176,8 @@ def test_detection_and_measuring_again(checkpoint: Callable[[str], Path], proble
     client = MlflowClient(f"sqlite:///{mlflow_path(tmp_path / 'runs')}")
     (model,) = client.search_logged_models(["1"])
     text = "Tom has 3 + 4 = 8 apples."
-    (judged,) = mlflow.pyfunc.load_model(model.artifact_location).predict([text])
+    parts = {"prompt": "Tom has ", "solution": "3 + 4 = 8 apples.\n"}
+    (judged,) = mlflow.pyfunc.load_model(model.artifact_location).predict([parts])
     ids = torch.tensor([trial.learner.tokenizer(text)["input_ids"]])
     with torch.no_grad():
         logits = trial.learner(ids, torch.arange(ids.shape[1])[None] == ids.shape[1] - 1, verdict=True)
@@ -263,7 +271,9 @@ def test_an_arm_of_a_sweep_is_the_same_trial(
     """Its table shows what real texts have: no number of operations, a base and a corpus by name."""
     flat = config_of(checkpoint("llama"), problems, **{"testing.baseline": False}).model_dump(mode="json")
     trial = {key: flat[key] for key in ("pretrained", "corpus", "testing", "training", "method")}
-    arms = {skill: {"trial": {"skill": {"name": skill}}} for skill in ("correction", "detection")}
+    # A rate in a name has a point, which MLflow's names of models have not.
+    grid = {"training.lr": [0.01]}
+    arms = {skill: {"trial": {"skill": {"name": skill}}, "grid": grid} for skill in ("correction", "detection")}
     plan = build_plan(read_sweep(str(write_sweep(trial=trial, arms=arms, gap={}))))
     outcome = run_sweep(plan, tmp_path / "runs", workers=0, console=QUIET)
     assert set(outcome.statuses.values()) == {Status.FINISHED}
