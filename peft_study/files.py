@@ -20,6 +20,21 @@ def write_atomic(path: Path, text: str) -> None:
         new.unlink(missing_ok=True)
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """Return the lines of a file that is appended to, made where it is missing.
+
+    A line that a kill has left unfinished is taken off its end. One process at a time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    found = path.read_bytes()
+    whole = found[: found.rfind(b"\n") + 1]
+    if whole != found:
+        with path.open("r+b") as opened:
+            opened.truncate(len(whole))
+    return whole.splitlines()
+
+
 def cache_folder() -> Path:
     """Return where this user keeps what is compiled for this machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peft_study"

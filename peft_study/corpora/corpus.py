@@ -13,7 +13,7 @@ from peft_study.corpora.code import CodeProblem
 from peft_study.corpora.config import BUILT_IN, CODE, CorpusConfig
 from peft_study.corpora.leaks import leak_in
 from peft_study.corpora.mistakes import documents as with_mistakes
-from peft_study.corpora.own import OwnSolutions
+from peft_study.corpora.own import OwnSolutions, question_key
 from peft_study.corpora.records import Document, Problem
 from peft_study.corpora.rewriter import Rewriter
 from peft_study.corpora.sources import is_file_name, source
@@ -237,7 +237,7 @@ def key(item: Item) -> str:
         text = prompt or " ".join(_texts(item))
     else:
         text = _texts(item)[0]
-    return " ".join(text.split()).casefold()
+    return question_key(text)
 
 
 def held_out(part: Part, share: float) -> tuple[list[Item], list[Item]]:

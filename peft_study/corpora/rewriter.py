@@ -21,6 +21,7 @@ from peft_study.corpora.chat import ChatServer, ServerConfig
 from peft_study.corpora.records import Problem
 from peft_study.corpora.steps import Form, equations_of, same
 from peft_study.errors import DataError
+from peft_study.files import whole_lines
 from peft_study.rng import derive_seed
 
 TRIES = 3
@@ -125,15 +126,8 @@ def server_rewriter(config: ServerConfig, form: Form, answers: Path | None = Non
 
 def _read_answers(file: Path) -> dict[tuple[str, str, int], str]:
     """Return the answers in a file, and take off its end a line that a kill has left unfinished."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch()
-    found = file.read_bytes()
-    whole = found[: found.rfind(b"\n") + 1]
-    if whole != found:
-        with file.open("r+b") as opened:
-            opened.truncate(len(whole))
     known = {}
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole_lines(file), 1):
         try:
             row = json.loads(line)
             known[row["model"], row["prompt"], row["seed"]] = str(row["answer"])

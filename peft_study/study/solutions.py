@@ -12,7 +12,7 @@ from peft_study.errors import ConfigError, DataError
 from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.evaluation.grading import open_marker
 from peft_study.evaluation.writing import write
-from peft_study.files import locked
+from peft_study.files import locked, whole_lines
 from peft_study.models.device import this_device
 from peft_study.models.hub import load_pretrained, load_tokenizer
 from peft_study.rng import derive_seed
@@ -90,14 +90,7 @@ def write_solutions(
 
 def _kept(file: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows that are there, and take off the file's end a line that a kill has left unfinished."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch()
-    found = file.read_bytes()
-    whole = found[: found.rfind(b"\n") + 1]
-    if whole != found:
-        with file.open("r+b") as opened:
-            opened.truncate(len(whole))
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole_lines(file), 1):
         try:
             row = json.loads(line)
             _ = row["id"], row["draw"], row["grade"], row["by"]
