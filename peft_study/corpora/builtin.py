@@ -26,7 +26,8 @@ def where(name: str, split: str) -> str:
     data = os.environ.get("PEFT_STUDY_DATA")
     if not data:
         raise ConfigError(
-            f"corpus {name} must be found, but path is empty and PEFT_STUDY_DATA unset; set one of them to where it is"
+            f"corpus {name} must be found, but neither corpus.path (of a test set beside another corpus: "
+            "corpus.test_path) nor PEFT_STUDY_DATA says where it is; set one of them"
         )
     return str(Path(data) / _FOLDERS.get((name, split), name))
 

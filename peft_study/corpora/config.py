@@ -55,6 +55,8 @@ class CorpusConfig(BaseModel):
     """Share of the prompts that is held out where `validation` is empty, drawn by their hash, whatever the seed."""
     test: str = ""
     """What `test` is measured on, as in `validation`; empty for the test split of a built-in corpus."""
+    test_path: str = ""
+    """Where `test` is a built-in set: as `path`, of that set."""
     columns: Columns = Columns()
     """How the columns are called."""
     style: Literal["auto", "gsm8k", "math"] = "auto"
@@ -121,6 +123,15 @@ class CorpusConfig(BaseModel):
             raise ConfigError(f"mistakes must be none for {self.name}, but is {self.mistakes}; {remedy}")
         if self.name == "igsm" and (self.split, self.validation, self.test) != ("train", "", ""):
             raise ConfigError("igsm has its own splits; leave split, validation and test out")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_test_set_at_its_path(self) -> "CorpusConfig":
+        if self.test_path and self.test not in BUILT_IN:
+            raise ConfigError(
+                f"test_path goes with a test that is one of {', '.join(BUILT_IN)}, but test is {self.test!r}; give a "
+                "file or a split as test itself"
+            )
         return self
 
     @model_validator(mode="after")

@@ -55,8 +55,11 @@ def load_corpus(
     *,
     split: Literal["validation", "test"] = "validation",
     rewriter: Callable[[Form], Rewriter] | None = None,
+    takes: Callable[[Document], bool] = lambda _: True,
 ) -> Corpus:
     """Return the corpus that `config` describes; `data` says which stream `igsm` is, `rewriter` opens that of `config`.
+
+    `takes` says which documents a tokenizer's chat template will have; a model's own that it will not are left out.
 
     `seed` draws the documents that are learned from, and their mistakes. What is measured on is the same for all seeds,
     and what is learned from does not depend on `split`, which says what is measured on. Training documents with a
@@ -88,7 +91,7 @@ def load_corpus(
     origin = f"{part.origin} without {len(part.items) - len(train)} kept apart"
     if config.limit and config.limit < len(train):
         train = python_stream(seed, "documents").sample(train, config.limit)
-    writes = Mistakes(config, part.form, rewriter)
+    writes = Mistakes(config, part.form, rewriter, takes)
     documents = writes.documents(train, derive_seed(seed, "train"), measured=False)
     return _corpus(
         documents,
@@ -152,6 +155,8 @@ class Part(NamedTuple):
 def _part(config: CorpusConfig, name: str, split: str, style: str = "") -> Part:
     """Return what a built-in set, a file or a data set holds."""
     path, subset = (config.path, config.subset) if name == config.name else ("", "")
+    if config.test_path and split == "test" and name == config.test:
+        path, subset = config.test_path, ""
     if name in CODE:
         return Part(builtin.code_problems(name, path, subset), None, name, name, published=True)
     if name in BUILT_IN:
@@ -261,11 +266,15 @@ class Mistakes:
     """Makes documents: solutions in steps get the mistakes that a config asks for."""
 
     def __init__(
-        self, config: CorpusConfig, form: Form | None, rewriter: Callable[[Form], Rewriter] | None = None
+        self,
+        config: CorpusConfig,
+        form: Form | None,
+        rewriter: Callable[[Form], Rewriter] | None = None,
+        takes: Callable[[Document], bool] = lambda _: True,
     ) -> None:
         """Make one for solutions of a `form`; None for what has no steps."""
         self.config, self.form = config, form
-        self.own = OwnSolutions(Path(config.samples), form) if form and config.mistakes == "own" else None
+        self.own = OwnSolutions(Path(config.samples), form, takes) if form and config.mistakes == "own" else None
         self.rewriter: Rewriter | None = None
         if config.rewriter and config.retry_rate and form:
             if rewriter is None:

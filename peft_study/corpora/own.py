@@ -6,7 +6,7 @@ stopped before it had ended (true where it is left out). Other keys are for peop
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -58,11 +58,12 @@ def read_rows(path: Path) -> dict[str, list[Row]]:
 class OwnSolutions:
     """Documents of the solutions in a file."""
 
-    def __init__(self, path: Path, form: Form) -> None:
-        """Read a file; DataError where it cannot be read."""
-        self.path, self.form, self.rows = path, form, read_rows(path)
+    def __init__(self, path: Path, form: Form, takes: Callable[[Document], bool]) -> None:
+        """Read a file; DataError where it cannot be read. `takes` says which documents a tokenizer can write."""
+        self.path, self.form, self.takes, self.rows = path, form, takes, read_rows(path)
         self.counts: Counter[str] = Counter()
-        """Of what is learned from: `own right`, `own wrong`, and `own left out`, as `sampled.document` says."""
+        """Of what is learned from: `own right`, `own wrong`, `own left out` (as `sampled.document` says) and `own not
+        taken`."""
 
     def documents(
         self,
@@ -105,7 +106,8 @@ class OwnSolutions:
         for text, finished in self.rows.get(question_key(problem.question), []):
             judged = judge(Sample(problem, text, not finished), self.form, grade)
             one = document(judged, self.form, retraction)
-            counts[f"own {judged.grade.value}" if one else "own left out"] += 1
-            if one:
+            takes = one is not None and self.takes(one)
+            counts["own left out" if one is None else f"own {judged.grade.value}" if takes else "own not taken"] += 1
+            if one and takes:
                 made.append(one._replace(id=f"{one.id}/own{len(made)}") if made else one)
         return made

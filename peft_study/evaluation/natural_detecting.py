@@ -4,7 +4,7 @@ Sets: `injected`, the validation documents with the mistakes that were put in; `
 far as `corpora/sampled.py` can tell what of it is wrong.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,8 +75,10 @@ class Own(NamedTuple):
     """Those of them whose first wrong step is known."""
 
 
-def own_documents(solutions: Sequence[Solution], form: Form) -> Own:
+def own_documents(solutions: Sequence[Solution], form: Form, takes: Callable[[Document], bool]) -> Own:
     """Return what can be judged of a model's solutions: right steps, and the wrong one that ends the document.
+
+    Those that a tokenizer cannot write, `takes` says, are left out.
 
     Where the first wrong step is not known, that is the whole solution, judged at its end.
     """
@@ -87,7 +89,7 @@ def own_documents(solutions: Sequence[Solution], form: Form) -> Own:
         sample = sampled.Sample(problem, written.text, not written.finished)
         first = sampled.first_wrong_step(written.text, form)
         document = sampled.document(sampled.Judged(sample, mark.grade, first), form, "")
-        if document is None:
+        if document is None or not takes(document):
             continue
         documents.append(document)
         mistake = document.turns[-1].segments[-1]
@@ -121,7 +123,7 @@ def detection(
     sets = {"injected": document_points(measured, range(len(measured)), encoder)}
     if baseline is not None and corpus.grader in FORMS:
         mine = [solution for solution in baseline if solution.problem.id in number]
-        own = own_documents(mine, FORMS[corpus.grader])
+        own = own_documents(mine, FORMS[corpus.grader], encoder.takes)
         sets["own"] = document_points(own.documents, [number[document.id] for document in own.documents], encoder)
         if own.wrong:
             share, interval = own.known / own.wrong, wilson(own.known, own.wrong)

@@ -95,6 +95,14 @@ class Encoder:
         """Return a document's tokens, up to the end of a window; DataError where the template will not have it."""
         return self._encode(document)[0]
 
+    def takes(self, document: Document) -> bool:
+        """Return whether the chat template will have a document; what a model writes may hold marks of the template."""
+        try:
+            self._encode(document)
+        except DataError:
+            return False
+        return True
+
     def encode_all(self, documents: Iterable[Document]) -> EncodedCorpus:
         """Return all documents but those of which the window holds nothing to learn.
 

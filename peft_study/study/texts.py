@@ -25,6 +25,7 @@ from peft_study.evaluation.rewriting import open_rewriter
 from peft_study.evaluation.writing import stop_ids
 from peft_study.files import locked, write_atomic
 from peft_study.models.device import this_device, this_process
+from peft_study.models.hub import load_tokenizer
 from peft_study.models.pretrained import PretrainedLearner
 from peft_study.rng import derive_seed
 from peft_study.skills.encode import Encoder
@@ -70,8 +71,11 @@ class TextTrial:
         corpus, asked = self.corpus_config, self.corpus_config.rewriter
         opens = partial(open_rewriter, asked) if asked else None
         answers = Path(asked.answers) if asked else None
+        load = partial(load_corpus, corpus, self.config.data, self.config.seed, split=self.testing.split)
+        if corpus.mistakes == "own":
+            return load(takes=Encoder(load_tokenizer(self.pretrained), self.config.skill, corpus).takes)
         with locked(answers.with_name(f".{answers.name}.lock"), wait=True) if answers else nullcontext():
-            return load_corpus(corpus, self.config.data, self.config.seed, split=self.testing.split, rewriter=opens)
+            return load(rewriter=opens)
 
     def task(self) -> CorpusTask:
         """Return what the run reads, validation windows included."""

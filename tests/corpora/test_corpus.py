@@ -151,10 +151,29 @@ def test_the_data_must_be_somewhere(data: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DataError, match=r"math must hold train.jsonl"):
         load(name="math")
     monkeypatch.delenv("PEFT_STUDY_DATA")
-    with pytest.raises(ConfigError, match="path is empty and PEFT_STUDY_DATA unset; set one of them"):
+    with pytest.raises(ConfigError, match=r"neither corpus.path .* nor PEFT_STUDY_DATA says where it is; set one"):
         load(name="gsm8k")
-    with pytest.raises(ConfigError, match="path is empty and PEFT_STUDY_DATA unset"):
+    with pytest.raises(ConfigError, match=r"neither corpus.path .* nor PEFT_STUDY_DATA"):
         load(name="humaneval", allow_test_sets=True)
+
+
+def test_a_test_set_may_lie_elsewhere(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    by_variable = load(name="gsm8k", test="humaneval", split="test")
+    monkeypatch.delenv("PEFT_STUDY_DATA")
+    here = {"name": "gsm8k", "path": str(data / "gsm8k"), "test": "humaneval", "split": "test"}
+    with pytest.raises(ConfigError, match=r"humaneval must be found, but .*corpus.test_path"):
+        load(**here)
+    assert load(**here, test_path=str(data / "humaneval")) == by_variable
+    # Also of the same set: what is learned from stays where it is.
+    write(tmp_path / "other" / "test.jsonl", [sum_row(7, 9, "Eve")])
+    other = load(**(here | {"test": "gsm8k"}), test_path=str(tmp_path / "other"))
+    assert len(other.validation) == 1
+    assert other.train == by_variable.train
+
+
+def test_a_path_of_a_test_set_needs_its_name() -> None:
+    with pytest.raises(ValidationError, match=r"test_path goes with a test that is one of gsm8k, .* but test is ''"):
+        CorpusConfig(name="gsm8k", test_path="somewhere")
 
 
 # ---- anyone's data

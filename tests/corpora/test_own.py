@@ -75,6 +75,21 @@ def test_each_solution_is_what_it_is(problems: Path, tmp_path: Path) -> None:
         assert document.id == problem.id
 
 
+def test_what_a_template_will_not_have_is_left_out_and_counted(problems: Path, tmp_path: Path) -> None:
+    rows = [{"question": question(a), "text": text} for a in range(30) for text in (right(a), wrong(a))]
+    file = write(tmp_path / "own.jsonl", rows)
+    settings = {"name": str(problems), "validation_share": 0.3, "mistakes": "own", "samples": file}
+    config = CorpusConfig.model_validate(settings)
+    corpus = load_corpus(config, DataConfig(), 0, takes=lambda document: not any(labels(document)))
+    learned = len(corpus.learned)
+    assert f"own not taken {learned}; own right {learned}" in corpus.source
+    assert len(corpus.train) == learned
+    assert not any(any(labels(document)) for document in [*corpus.train, *corpus.validation])
+    assert len(corpus.validation) == len(corpus.problems)
+    with pytest.raises(DataError, match="'own not taken': "):
+        load_corpus(config, DataConfig(), 0, takes=lambda document: False)
+
+
 def test_without_a_rate_it_is_the_references_of_the_same_problems(problems: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "own.jsonl", [{"question": question(a), "text": wrong(a)} for a in range(10, 20)])
     control, own = (load(problems, file, retry_rate=rate) for rate in (0, 0.5))

@@ -53,6 +53,9 @@ class LetterEncoder:
                 verdicts += [NOT_A_DECISION] * (len(text) - 1) + [LABELS.get(kind, NOT_A_DECISION)]
         return Encoded(np.array(ids, np.int32), np.array(learned, bool), np.array(verdicts, np.int8), False)
 
+    def takes(self, document: Document) -> bool:
+        return True
+
     def prompt(self, document: Document) -> list[int]:
         return list(map(ord, document.turns[0].text))
 

@@ -93,11 +93,13 @@ def test_what_is_known_of_own_solutions() -> None:
         written("f", "3 + 4", Grade.TRUNCATED, finished=False),
         written("g", "3 + 4 = 8\n#### 7", Grade.RIGHT),  # by luck: nothing is learned from it
     ]
-    own = own_documents([*OWN[:3], *more], FORM)
+    own = own_documents([*OWN[:3], *more], FORM, lambda document: True)
     assert [each.id for each in own.documents] == [A, B, C, "d", "e"]
     assert (own.wrong, own.known) == (5, 2)
     assert [segment.kind for segment in own.documents[3].turns[1].segments] == ["step", "mistake"]
     assert [segment.kind for segment in own.documents[4].turns[1].segments] == ["mistake"]
+    without = own_documents([*OWN[:3], *more], FORM, lambda document: document.id != A)
+    assert without == (own.documents[1:], 5, 1)
 
 
 def test_points_know_what_was_taken_back_before_them(letters: Any) -> None:

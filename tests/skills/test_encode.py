@@ -273,6 +273,8 @@ def test_a_template_that_will_not_have_the_turns_is_an_error(bpe: Callable[..., 
     thought = Document("b", (TALK.turns[1], turn("assistant", ("<think>a</think>b", "text"))))
     with pytest.raises(DataError, match=r"b, turn 2: the chat template changes what the assistant says \('<think>a"):
         encoder(bpe(template=THINKING)).encode(thought)
+    assert not encoder(bpe(template=THINKING)).takes(thought)
+    assert encoder(bpe(template=THINKING)).takes(WITHOUT_SYSTEM)
 
 
 def test_chat_template_can_be_left_or_asked_for(bpe: Callable[..., Any]) -> None:

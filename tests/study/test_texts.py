@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -219,6 +220,27 @@ def test_an_architecture_that_cannot_keep_documents_apart_is_refused(
         TextTrial(config, tmp_path).task()
     alone = config_of(checkpoint("bloom"), problems, **{"corpus.packing": False})
     assert len(TextTrial(alone, tmp_path).task().stream) == len(TextTrial(alone, tmp_path).corpus.train)
+
+
+def test_own_solutions_that_the_chat_template_will_not_have_are_left_out(
+    checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint("llama"), tmp_path / "thinker")
+    (tmp_path / "thinker" / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] }}\n{% endfor %}"
+    )
+    rows = [json.loads(line) for line in problems.read_text().splitlines()]
+    own = [
+        {"question": row["question"], "text": f"{thought}{row['solution']}"}
+        for row in rows
+        for thought in ("", "So.</think>")
+    ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    changes = {"corpus.mistakes": "own", "corpus.samples": str(tmp_path / "own.jsonl")}
+    trial = TextTrial(config_of(tmp_path / "thinker", problems, **changes), tmp_path)
+    count = len(trial.corpus.learned)
+    assert f"own not taken {count}; own right {count}" in trial.corpus.source
+    assert len(trial.encoder.encode_all(trial.corpus.train).encoded) == count
 
 
 def test_windows_that_the_model_cannot_see_are_refused(
