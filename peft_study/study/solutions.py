@@ -72,7 +72,7 @@ def write_solutions(
         missing = {(each.problem.id, each.draw) for each in wanted} - done
         num_left = len(missing)
         on_progress(len(wanted) - num_left, len(wanted))
-        solve = _solver(config, corpus.grader, testing) if missing else None
+        solve = _solver(config, corpus.grader, testing, by) if missing else None
         # Always the same chunks: what is drawn depends on who is written together.
         for start in range(0, len(wanted) if solve else 0, CHUNK):
             chunk = wanted[start : start + CHUNK]
@@ -113,7 +113,7 @@ def _settings(config: TrialConfig, testing: NaturalEvaluationConfig) -> str:
 
 
 def _solver(
-    config: TrialConfig, grader: str, testing: NaturalEvaluationConfig
+    config: TrialConfig, grader: str, testing: NaturalEvaluationConfig, by: str
 ) -> Callable[[Sequence[Wanted]], list[dict[str, Any]]]:
     """Load the model and return what solves and grades; what is drawn depends on the chunk alone."""
     assert config.pretrained is not None
@@ -122,7 +122,6 @@ def _solver(
     if model.device != this_device():
         model.to(this_device())  # pyright: ignore[reportArgumentType]
     encoder = Encoder(tokenizer, config.skill, config.corpus)
-    by = _settings(config, testing)
 
     def solve(chunk: Sequence[Wanted]) -> list[dict[str, Any]]:
         options = testing.model_copy(

@@ -1,10 +1,7 @@
 """A trial on real texts from config to MLflow: run, killed, gone on with, measured again, shared by two processes."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ from peft_study.study.sweep import run_sweep
 from peft_study.study.texts import TextTrial, open_trial
 from peft_study.study.tuned import TunedRates
 from peft_study.training.run import Point
+from tests.processes import run_together
 
 QUIET = Console(quiet=True)
 
@@ -264,7 +262,6 @@ def test_a_search_may_not_see_test_problems(checkpoint: Callable[[str], Path], p
 
 def test_two_processes_share_a_trial(checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path) -> None:
     """As `accelerate launch` starts them: the loss is that of one, and the first alone writes."""
-    root = Path(__file__).parents[2]
     keys = [
         "corpus.mistakes=number", "corpus.retry_rate=0.5", "corpus.window=128", "corpus.validation_share=0.2",
         "method.rank=4", "training.tokens=4096", "training.batch_windows=4", "training.points=2", "training.lr=0.01",
@@ -273,14 +270,8 @@ def test_two_processes_share_a_trial(checkpoint: Callable[[str], Path], problems
     ]  # fmt: skip
     losses = []
     for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command += ["-m", "peft_study", "finetune", "--model", str(checkpoint("llama")), "--data", str(problems)]
-        ended = subprocess.run(
-            [*command, "--runs", str(tmp_path / str(processes)), *keys],
-            capture_output=True, text=True, timeout=300, check=False, cwd=root,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stderr[-3000:]
+        command = ["-m", "peft_study", "finetune", "--model", checkpoint("llama"), "--data", problems]
+        run_together(processes, *command, "--runs", tmp_path / str(processes), *keys)
         (file,) = (tmp_path / str(processes)).glob("finetune/*/metrics.jsonl")
         losses.append([json.loads(line)["validation/loss"] for line in file.read_text().splitlines()])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -1,9 +1,6 @@
 """A step cut into passes, or shared between processes, is the same step; positions count alike however they are cut."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from peft_study.skills.config import SkillConfig
 from peft_study.training.batches import Batch, StreamTask, loss_of, make_batch, share_of
 from peft_study.training.config import TrainingConfig
 from peft_study.training.supervised import train
+from tests.processes import run_together
 
 MakeLearner = Callable[..., Learner]
 
@@ -122,16 +120,9 @@ def test_two_processes_give_the_loss_of_one(tiny: Architecture, tmp_path: Path) 
     save_base(build_base(NANO, tiny, 0), NANO, tmp_path / "base", {})
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     found = []
     for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        ended = subprocess.run(
-            [*command, str(script), str(tmp_path)],
-            capture_output=True, text=True, timeout=300, check=False, cwd=root, env=environment,
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stderr[-3000:]
+        run_together(processes, script, tmp_path)
         found.append(json.loads((tmp_path / f"{processes}.json").read_text()))
     (first, losses, total), (second, *shared) = found
     assert (first, second) == (1, 2)

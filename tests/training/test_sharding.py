@@ -1,9 +1,6 @@
 """Weights shared out among processes: trained as in one, stopped and gone on with, and whole again after it."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,8 @@ from peft_study.models.config import PretrainedConfig
 from peft_study.models.hub import load_pretrained
 from peft_study.training.config import TrainingConfig
 from peft_study.training.sharding import check_sharded
+from tests.processes import run_together
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
@@ -74,13 +71,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(processes: int, settings: dict[str, Any], folder: Path) -> tuple[list[float], float, list[bool], list[int]]:
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    ended = subprocess.run(
-        [*command, str(script), json.dumps(settings), str(folder), str(folder.parent)],
-        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    run_together(processes, script, json.dumps(settings), folder, folder.parent)
     return json.loads((folder / "found.json").read_text())
 
 
