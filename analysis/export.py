@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["export_sweep", "read_results", "read_sweep", "results_path"]
+__all__ = ["export_record", "export_sweep", "read_results", "read_sweep", "results_path"]
 
 
 def results_path(sweep: str, runs: Path) -> Path:
@@ -38,8 +38,13 @@ def results_path(sweep: str, runs: Path) -> Path:
 
 def export_sweep(sweep: str, runs: Path) -> Path:
     """Write the tidy table of `sweep` and return its path; a table that says the same already is left alone."""
-    path = results_path(sweep, runs)
-    write_results(path, rows_of(read_sweep(sweep, runs)))
+    return export_record(read_sweep(sweep, runs), runs)
+
+
+def export_record(record: SweepRecord, runs: Path) -> Path:
+    """Write the tidy table of a sweep that has been read, as `export_sweep`."""
+    path = results_path(record.name, runs)
+    write_results(path, rows_of(record))
     return path
 
 

@@ -15,7 +15,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text as TerminalText
 
 from analysis import published, verdict
-from analysis.export import export_sweep, read_sweep, results_path
+from analysis.export import export_record, read_sweep, results_path
 from analysis.figures import headline, learning_rate
 from analysis.page import Code, Element, Heading, Picture, Table, Text, to_html, to_markdown
 from analysis.rows import SweepRecord, TrialRecord, overrides_of
@@ -82,9 +82,12 @@ def write_report(sweep: str, runs: Path) -> Path:
 
     Beside `report.html`, which needs no other file, lie `report.md` and each figure as PNG and SVG.
     """
-    record = read_sweep(sweep, runs)
-    frame = read_results(export_sweep(sweep, runs))
-    folder = results_path(sweep, runs).parent
+    return _write_report(read_sweep(sweep, runs), runs)
+
+
+def _write_report(record: SweepRecord, runs: Path) -> Path:
+    sweep, table = record.name, export_record(record, runs)
+    frame, folder = read_results(table), table.parent
     figures = {record.figure if record.figure in FIGURES else next(iter(FIGURES))}
     elements: list[Element] = [Heading(f"Sweep {sweep}", 1), Text(record.question or "No question was written down.")]
     elements += _verdict(frame, record, figures)
@@ -120,7 +123,7 @@ def publish(sweep: str, runs: Path, results_dir: Path) -> Path:
             f"{target} holds {len(lost)} finished trials that {source} lacks, such as {lost[0]}; "
             f"run `make sweep SWEEP={sweep} REUSE=1` to take them in, or delete {trials_path(target)} to drop them"
         )
-    report = write_report(sweep, runs).with_suffix(".md")
+    report = _write_report(record, runs).with_suffix(".md")
     text = report.read_text()
     for figure in sorted(report.parent.glob("*.png")):
         write_if_changed(results_dir / f"{sweep}-{figure.name}", figure.read_bytes())

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from analysis.gap import Gap, gap_closed
@@ -37,7 +39,8 @@ _OF_ADAPTERS = ("rank", "targets", "embeddings", "lora_alpha")
 BOOTSTRAP_SEED = derive_seed(0, "analysis")
 
 
-class TrialRecord(NamedTuple):
+@dataclass(frozen=True)
+class TrialRecord:
     """What is known of one planned trial."""
 
     trial: str
@@ -55,7 +58,7 @@ class TrialRecord(NamedTuple):
     kept: dict[Key, Sample] | None = None
     """Samples of a trial that was taken from a published table."""
 
-    @property
+    @cached_property
     def samples(self) -> dict[Key, Sample]:
         """Return what can be pooled with other trials."""
         if self.kept is not None:
@@ -129,7 +132,7 @@ def overrides_of(row: Row) -> list[str]:
 def rows_of(sweep: SweepRecord) -> list[Row]:
     """Return the rows of a sweep: every trial in the order of the plan, then every arm."""
     rows = [row for record in sweep.trials for row in _trial_rows(sweep.name, record)]
-    samples = _samples(sweep.trials)
+    samples = arm_samples(sweep.trials)
     for arm in dict.fromkeys(record.arm for record in sweep.trials):
         rows += _arm_rows(sweep, arm, samples)
     return rows
@@ -149,7 +152,7 @@ def _trial_rows(sweep: str, record: TrialRecord) -> list[Row]:
     return [common | measure for measure in measures] or [common]
 
 
-def _samples(trials: Sequence[TrialRecord]) -> dict[str, dict[Key, list[TrialSample]]]:
+def arm_samples(trials: Sequence[TrialRecord]) -> dict[str, dict[Key, list[TrialSample]]]:
     """Return, for each arm and key, the samples of its finished trials."""
     samples: dict[str, dict[Key, list[TrialSample]]] = {}
     for record in trials:

@@ -110,25 +110,14 @@ def auroc_resampled(
     `groups` gives each point's row of `counts` [resamples, groups], which says how often the group was drawn.
     The points are sorted once; an area is then two running sums over them.
     """
+    from peft_study.ranking import areas_of  # numba, for those who rank
+
     scores_array, labels_array = _points(scores, labels)
     order = np.argsort(scores_array, kind="stable")
-    ordered, is_wrong = scores_array[order], labels_array[order].astype(bool)
-    group_of = np.asarray(groups, dtype=np.intp)[order]
-    # Index of the distinct score of each point, for wrong and right points apart.
+    ordered = scores_array[order]
     level = np.concatenate(([0], np.cumsum(ordered[1:] != ordered[:-1])))
-    right_level, right_start = np.unique(level[~is_wrong], return_index=True)
-    # For a wrong point: how many distinct right scores lie below it, and whether one equals it.
-    below = np.searchsorted(right_level, level[is_wrong], side="left")
-    below_or_equal = np.searchsorted(right_level, level[is_wrong], side="right")
-    areas = []
-    for start, stop in _slices(len(counts), scores_array.size):
-        right = np.add.reduceat(counts[start:stop, group_of[~is_wrong]], right_start, axis=1)
-        wrong = counts[start:stop, group_of[is_wrong]]
-        running = np.concatenate((np.zeros((stop - start, 1)), np.cumsum(right, axis=1)), axis=1)
-        won = 0.5 * np.einsum("rp,rp->r", wrong, running[:, below] + running[:, below_or_equal])
-        pairs = wrong.sum(axis=1) * running[:, -1]
-        areas.append(np.divide(won, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0))
-    return np.concatenate(areas)
+    groups_array = np.asarray(groups, dtype=np.int64)[order]
+    return areas_of(level, labels_array[order].astype(np.float64), groups_array, np.ascontiguousarray(counts))
 
 
 def auroc_interval(
@@ -197,10 +186,5 @@ def _points(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.float64], 
 
 def _chunks(resamples: int, n: int) -> list[int]:
     """Return sizes that sum to `resamples`, each times `n` a bounded array."""
-    return [stop - start for start, stop in _slices(resamples, n)]
-
-
-def _slices(resamples: int, n: int) -> list[tuple[int, int]]:
-    """Return the bounds of the chunks of `resamples` rows of `n`."""
     rows = max(1, _ELEMENTS // max(n, 1))
-    return [(start, min(start + rows, resamples)) for start in range(0, resamples, rows)]
+    return [min(rows, resamples - start) for start in range(0, resamples, rows)]

@@ -1,6 +1,7 @@
 """A made-up sweep: its outcomes are drawn from known rates, so that every number of the table can be foretold."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,7 +157,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, sweep: SweepRecord) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     write_store(folder, sweep)
     unfinished = {1: Status.KILLED, 2: Status.FAILED, 3: Status.MISSING}
-    broken = [make_trial("full", seed)._replace(status=s, result={}, outcomes={}) for seed, s in unfinished.items()]
+    broken = [replace(make_trial("full", seed), status=s, result={}, outcomes={}) for seed, s in unfinished.items()]
     write_store(folder, make_sweep([make_trial("full", 0), *broken], "broken"))
     return folder
 

@@ -1,6 +1,7 @@
 """Figures: what is computed is tested by number, what is drawn by drawing it."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,7 +139,7 @@ def tuning(made: SimpleNamespace) -> pd.DataFrame:
                     for op in NANO.ood_ops
                 ]
                 record.result["measures"] += measures
-                trials.append(record._replace(arm=f"{arm}-lr-{lr}", trial=f"{arm}-lr-{lr}-s{seed}-b0-0123456789"))
+                trials.append(replace(record, arm=f"{arm}-lr-{lr}", trial=f"{arm}-lr-{lr}-s{seed}-b0-0123456789"))
     return to_frame(rows_of(made.sweep(trials)))
 
 

@@ -1,6 +1,7 @@
 """The report, the terminal table, the published table."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +39,7 @@ def test_terminal_table_has_a_line_an_arm_and_spells_out_alarms(frame: pd.DataFr
 
 
 def test_terminal_table_shows_rates_where_arms_differ_in_nothing_else(made: SimpleNamespace) -> None:
-    first, second = made.trial("full", 0), made.trial("full", 0)._replace(arm="other", trial="other-s0-b0-0123456789")
+    first, second = made.trial("full", 0), replace(made.trial("full", 0), arm="other", trial="other-s0-b0-0123456789")
     second.config["training"]["lr"] = 0.01
     text = shown(to_frame(rows_of(made.sweep([first, second]))))
     assert "0.003" in text

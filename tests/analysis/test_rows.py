@@ -1,6 +1,7 @@
 """From records to rows."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -33,7 +34,7 @@ def test_a_failed_trial_is_one_row_without_a_number(frame: pd.DataFrame) -> None
 
 
 def test_a_missing_trial_is_one_row(made: SimpleNamespace) -> None:
-    record = made.trial("full", 0)._replace(status=Status.MISSING, result={}, outcomes={}, reason="not yet run")
+    record = replace(made.trial("full", 0), status=Status.MISSING, result={}, outcomes={}, reason="not yet run")
     rows = rows_of(made.sweep([record]))
     assert [(row["trial"], row["status"], row.get("metric")) for row in rows] == [
         (record.trial, "missing", None),
@@ -87,7 +88,7 @@ def test_a_missing_reference_gives_no_gap_row(made: SimpleNamespace) -> None:
 
 
 def test_alarms_of_the_plan_stand_with_the_arm(made: SimpleNamespace) -> None:
-    records = [made.trial("full", seed)._replace(alarms=("lr 0.003 on the edge",)) for seed in (0, 1)]
+    records = [replace(made.trial("full", seed), alarms=("lr 0.003 on the edge",)) for seed in (0, 1)]
     rows = [row for row in rows_of(made.sweep(records)) if row["seed"] is None]
     assert {row["reason"] for row in rows} == {"lr 0.003 on the edge"}
 
