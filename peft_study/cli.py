@@ -210,7 +210,7 @@ class _CountProgress:
 
     def __init__(self, progress: "SweepProgress", name: str) -> None:
         self.progress, self.name, self.tokens, self.total = progress, name, 0, 0
-        self.loss, self.phase = float("nan"), "train"
+        self.loss, self.phase = float("nan"), "solve"
 
     def __call__(self, done: int, total: int) -> None:
         if not self.total:
@@ -280,8 +280,6 @@ def finetune(
     if result["reason"]:
         typer.echo(f"failed: {result['trial']}: {result['reason']}", err=True)
         raise typer.Exit(1)
-    for note in result.get("notes", ()):
-        console.print(note, soft_wrap=True, markup=False)
     console.print(measures_table({_measure_name(m): m for m in result["measures"]}))
     costs = [f"{step} {seconds:.0f} s" for step, seconds in result.get("seconds_by_step", {}).items()]
     if costs:
@@ -326,13 +324,13 @@ def solve(
     from peft_study.study.config import build_config, overrides_layer
     from peft_study.study.progress import SweepProgress
     from peft_study.study.solutions import write_solutions
-    from peft_study.training.machine import prepare_process
+    from peft_study.training.machine import prepare_process, usual_threads
 
     named = {"pretrained.name": model, "corpus.name": data, "pretrained.quantization": quant}
     usual = {"testing.temperature": 0.7}
     short = {key: value for key, value in named.items() if value}
     config = build_config(usual, short, overrides_layer(overrides or ()))
-    prepare_process(threads=os.cpu_count() or 1)
+    prepare_process(threads=usual_threads())
     console = Console(highlight=False)
     with SweepProgress(console, 1) as progress:
         grades = write_solutions(config, file, draws, _CountProgress(progress, file.name))

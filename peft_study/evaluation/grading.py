@@ -34,6 +34,15 @@ Marker = Callable[[Sequence[Item], Sequence[Written]], list[Mark]]
 """Grades solutions, one a problem."""
 
 
+def check_allowed(kind: str, config: NaturalEvaluationConfig) -> None:
+    """Raise ConfigError where programs would have to be run and may not; as early as can be."""
+    if kind in CODE and not config.allow_untrusted_code:
+        raise ConfigError(
+            "testing.allow_untrusted_code is false: to grade programs that a model wrote, they must be run, "
+            "each in a sandbox on this machine; set testing.allow_untrusted_code=true if you want that"
+        )
+
+
 @contextmanager
 def open_marker(kind: str, config: NaturalEvaluationConfig, *, modulus: int = 0) -> Iterator[Marker]:
     """Give what grades solutions of a `kind`, as `Corpus.grader` says; `igsm` with the `modulus` of its family.
@@ -48,11 +57,7 @@ def open_marker(kind: str, config: NaturalEvaluationConfig, *, modulus: int = 0)
     elif kind == "igsm":
         yield _each(lambda problem, written: _by_verdict(problem, written, modulus))
     elif kind in CODE:
-        if not config.allow_untrusted_code:
-            raise ConfigError(
-                "testing.allow_untrusted_code is False: to grade programs that a model wrote, they must be run, "
-                "each in a sandbox on this machine; set testing.allow_untrusted_code=true if you want that"
-            )
+        check_allowed(kind, config)
         with Sandbox(config.limits, allow_untrusted_code=True, workers=config.workers) as sandbox:
             yield lambda problems, written: _by_tests(sandbox, problems, written)
     else:

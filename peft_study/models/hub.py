@@ -98,6 +98,16 @@ def _read_config(config: PretrainedConfig, options: dict[str, Any]) -> Any:
     return read
 
 
+def stored_dtype(config: PretrainedConfig) -> torch.dtype:
+    """Return what the weights of a checkpoint are stored in, as its config says; fp32 where that says nothing."""
+    _check_place(config)
+    options = {"revision": config.revision or "main", "trust_remote_code": config.trust_remote_code}
+    try:
+        return getattr(_read_config(config, options), "dtype", None) or torch.float32
+    except _UNREADABLE as error:
+        raise _explained(config, error) from error
+
+
 def load_pretrained(config: PretrainedConfig) -> PreTrainedModel:
     """Return the model of `config`, on this process's device where it is quantised, else on the CPU.
 

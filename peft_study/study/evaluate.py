@@ -1,6 +1,5 @@
 """Measure a saved checkpoint: a base, or what a trial has trained."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from peft_study.models.places import CHECKPOINTS
 from peft_study.study.config import CONFIG_FILE, TRAINED_METHODS, TrialConfig, build_config, flatten, read_yaml
 from peft_study.study.texts import is_text_trial, open_trial
 from peft_study.study.trial import evaluate_learner
-from peft_study.training.machine import prepare_process
+from peft_study.training.machine import prepare_process, usual_threads
 
 
 def open_checkpoint(folder: Path) -> tuple[Learner, TrialConfig]:
@@ -45,7 +44,7 @@ def _evaluate_texts(
 ) -> dict[str, dict[str, Any]]:
     if op is not None:
         raise ConfigError(f"op is for iGSM problems, but {trial} was trained on real texts; leave --op out")
-    prepare_process(threads=os.cpu_count() or 1)
+    prepare_process(threads=usual_threads())
     opened = open_trial(trial, {"split": split, "n": n, "seed": seed})
     if (trained := opened.config.skill.name) != skill:
         raise ConfigError(f"{trial} was trained for {trained}; try --skill {trained}, or give another checkpoint")

@@ -16,8 +16,8 @@ def export_trial(folder: Path, target: Path, *, merged: bool) -> Path:
     """Write what the trial in `folder` has trained to `target`, which must be new or empty, and return that.
 
     Without `merged` that is the adapter in peft's format (of full fine-tuning the model), with its card; with it a
-    plain model and its tokenizer. CheckpointError where there is no finished trial, ConfigError where `target` holds
-    files.
+    plain model and its tokenizer, in the base's own precision. CheckpointError where there is no finished trial,
+    ConfigError where `target` holds files.
     """
     if not (folder / CONFIG_FILE).is_file() or not (folder / ADAPTER).is_dir():
         raise CheckpointError(
@@ -29,7 +29,7 @@ def export_trial(folder: Path, target: Path, *, merged: bool) -> Path:
     if not merged:
         return Path(shutil.copytree(folder / ADAPTER, target, dirs_exist_ok=True))
     if is_text_trial(folder):
-        learner = open_trial(folder).learner
+        learner = open_trial(folder, as_stored=True).learner
         tokenizer = learner.tokenizer
     else:
         learner, config = open_checkpoint(folder)

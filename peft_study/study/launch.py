@@ -55,10 +55,11 @@ def default_workers() -> int:
     """Return how many trials run side by side here: one on a GPU, else one a core, at most four."""
     import torch
 
+    from peft_study.training.machine import usable_cores
+
     if torch.cuda.is_available():
         return 1
-    available = len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
-    return max(1, min(4, available))
+    return max(1, min(4, usable_cores()))
 
 
 def _die_with_parent(parent: int) -> None:

@@ -135,6 +135,10 @@ class SweepProgress:
         self.console.print(f"[red]{shown}[/red]" if bad else shown, highlight=False, soft_wrap=True)
         self.last_line = self.clock()
 
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
+
     def seconds_left(self) -> float | None:
         """Return the seconds left, None before there is a speed to tell from."""
         here = (self.read[i] - running.begun_at for i, running in self.running.items() if running.begun_at is not None)

@@ -48,10 +48,21 @@ class Served(PythonModel):
     def predict(self, context: Any, model_input: list[dict[str, str]], params: dict[str, Any] | None = None):  # noqa: ARG002
         """Return what follows each `prompt`, or for detection the probability that the last step is wrong.
 
-        `solution`, where it is there, is what has been written to the prompt so far, up to the end of a step.
+        `solution` is what has been written to the prompt so far, up to the end of a step; detection needs some.
+        ValueError where a row lacks what is needed, or has more tokens than the model can see.
         """
         judges = self.config["skill"] == "detection"
+        for number, each in enumerate(model_input, 1):
+            missing = [key for key in ("prompt", "solution")[: 1 + judges] if not each.get(key)]
+            if missing:
+                raise ValueError(f"row {number} must have a {missing[0]}, but has {sorted(each)}; add it")
         ids = [self._ids(each["prompt"], each.get("solution", "")) for each in model_input]
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        for number, tokens in enumerate(ids, 1):
+            if longest and tokens.shape[1] > longest:
+                raise ValueError(
+                    f"row {number} has {tokens.shape[1]} tokens, but the model sees {longest}; give a shorter text"
+                )
         return [self._judge(each) if judges else self._write(each) for each in ids]
 
     def _ids(self, prompt: str, solution: str) -> torch.Tensor:

@@ -1,19 +1,18 @@
 """One trial outside of any sweep, with a run in MLflow like those of sweeps."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from peft_study.errors import ConfigError
+from peft_study.errors import ConfigError, PeftStudyError
 from peft_study.files import locked
 from peft_study.records import Status
 from peft_study.study.config import CONFIG_FILE, TrialConfig, build_config, config_hash, flatten, read_yaml
 from peft_study.study.plan import PlannedTrial, Sweep, trial_id
 from peft_study.study.progress import SweepProgress
 from peft_study.study.stores import best_effort, check_stores, read_result, storage_errors
-from peft_study.study.tracking import Tracker
+from peft_study.study.tracking import TAG_LIMIT, Tracker
 
 ALONE = Sweep(name="finetune", question="Trials that were run alone, each with the config on its own page.")
 """What holds the runs of such trials together in MLflow."""
@@ -32,7 +31,8 @@ def run_alone(config: TrialConfig, runs: Path, folder: Path | None, console: Con
     planned = PlannedTrial(trial_id(ALONE.name, config), ALONE.name, config)
     folder = folder or alone_folder(config, runs)
     check_stores(runs)
-    with storage_errors(folder), locked(folder / ".lock", busy=f"{folder} is in use by another process"):
+    busy = f"{folder} is in use by another process; wait for it, or stop it"
+    with storage_errors(folder), locked(folder / ".lock", busy=busy):
         result = read_result(folder)
         if result is not None and result["trial"] != planned.trial:
             raise ConfigError(f"{folder} holds trial {result['trial']} of another config; choose another --folder")
@@ -41,8 +41,11 @@ def run_alone(config: TrialConfig, runs: Path, folder: Path | None, console: Con
         tracker = Tracker(runs, ALONE)
         if result is None:
             result = _train(planned, folder, tracker, console)
-        elif not tracker.is_complete(result):
-            tracker.start(planned, 0).finish(result, folder)
+        else:
+            for note in result.get("notes", ()):
+                console.print(note, soft_wrap=True, markup=False)
+            if not tracker.is_complete(result):
+                tracker.start(planned, 0).finish(result, folder)
         tracker.close_parent(Status.FINISHED)
     return result, folder
 
@@ -56,9 +59,9 @@ def _begun(folder: Path) -> str | None:
 def _run_trial(*args: Any, **options: Any) -> dict[str, Any]:
     """Run a trial on all cores where it is one of real texts; those of the study have one, as in sweeps."""
     from peft_study.study.trial import run_trial
-    from peft_study.training.machine import prepare_process
+    from peft_study.training.machine import prepare_process, usual_threads
 
-    prepare_process(threads=(os.cpu_count() or 1) if args[0].pretrained else 1)
+    prepare_process(threads=usual_threads() if args[0].pretrained else 1)
     return run_trial(*args, **options)
 
 
@@ -77,11 +80,16 @@ def _train(planned: PlannedTrial, folder: Path, tracker: Tracker, console: Conso
                 sweep=ALONE.name,
                 on_progress=lambda report: progress.update(planned.trial, report),
                 on_metrics=run.log,
+                on_note=progress.say,
             )
             progress.end_trial(planned.trial, f"{planned.trial} {result['status']}")
-    except BaseException:
+    except BaseException as error:
         with best_effort():
-            run.end(Status.KILLED)
+            # What a user can mend is no result, but MLflow says why the run ended.
+            if isinstance(error, PeftStudyError):
+                run.end(Status.FAILED, {"reason": str(error)[:TAG_LIMIT]})
+            else:
+                run.end(Status.KILLED)
             tracker.stop_parent()
         raise
     run.finish(result, folder)

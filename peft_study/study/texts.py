@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from peft_study.corpora.config import CorpusConfig
 from peft_study.corpora.corpus import Corpus, load_corpus
 from peft_study.errors import CheckpointError, ConfigError
 from peft_study.evaluation.cells import Findings
 from peft_study.evaluation.config import NaturalEvaluationConfig
+from peft_study.evaluation.grading import check_allowed
 from peft_study.evaluation.natural import natural_findings
 from peft_study.evaluation.natural_solving import Solution, read_solutions, solution_rows, solve
 from peft_study.evaluation.rewriting import open_rewriter
 from peft_study.evaluation.writing import stop_ids
 from peft_study.files import locked, write_atomic
 from peft_study.models.device import this_device, this_process
-from peft_study.models.hub import load_tokenizer
+from peft_study.models.hub import load_tokenizer, stored_dtype
 from peft_study.models.pretrained import PretrainedLearner
 from peft_study.rng import derive_seed
 from peft_study.skills.encode import Encoder
@@ -33,7 +35,7 @@ from peft_study.skills.packing import CorpusStream, pack
 from peft_study.study.cards import adapter_card
 from peft_study.study.config import CONFIG_FILE, TRAINED_METHODS, TrialConfig, build_config, flatten, read_yaml
 from peft_study.study.stores import read_result
-from peft_study.training.machine import prepare_process, settled_pretrained
+from peft_study.training.machine import prepare_process, settled_pretrained, usual_threads
 from peft_study.training.natural import CorpusTask, corpus_batch
 from peft_study.training.run import Point, TrainingSummary
 from peft_study.training.sharding import whole
@@ -56,6 +58,7 @@ class TextTrial:
         self.training, self.pretrained = settled_pretrained(config.training, config.pretrained, kernels)
         self.corpus_config: CorpusConfig = config.corpus
         self.corpus: Corpus = self._load_corpus()
+        check_allowed(self.corpus.grader, self.testing)
         self.learner = PretrainedLearner(self.pretrained, config.method, config.seed, saved=saved)
         # As it is known by now, for the loop and the record.
         self.training = self.training.model_copy(
@@ -160,7 +163,7 @@ def follow(config: TrialConfig, folder: Path) -> None:
         raise ConfigError("trials of the study run in one process; start it without a launcher, or give --model")
     if read_result(folder) is not None:
         return
-    prepare_process(threads=max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    prepare_process(threads=usual_threads())
     trial = TextTrial(config, folder.parent)
     trial.train(trial.task(), folder / "checkpoint", lambda _: None)
 
@@ -170,15 +173,19 @@ def run_texts(
     folder: Path,
     on_point: Callable[[Point], None],
     on_phase: Callable[[str], None],
+    on_note: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train and measure; return the part of the result that a failed trial has not.
 
-    `on_phase` is told what begins beside training. Samples, outcomes, adapter and card go to `folder`.
+    `on_phase` is told what begins beside training, `on_note` what is read and adapted. Samples, outcomes, adapter and
+    card go to `folder`.
     """
     started = time.monotonic()
     on_phase("load")
     trial = TextTrial(config, folder.parent)
     task = trial.task()
+    for note in trial.notes:
+        on_note(note)
     loaded = time.monotonic()
     on_phase("measure the base")
     baseline = trial.baseline(folder)
@@ -224,10 +231,11 @@ def is_text_trial(folder: Path) -> bool:
     return path.is_file() and "pretrained" in read_yaml(path)
 
 
-def open_trial(folder: Path, changed: dict[str, Any] | None = None) -> TextTrial:
+def open_trial(folder: Path, changed: dict[str, Any] | None = None, *, as_stored: bool = False) -> TextTrial:
     """Return the finished trial in `folder` with what it has trained, to be measured again.
 
-    `changed` are fields of `testing` to be other than they were.
+    `changed` are fields of `testing` to be other than they were. With `as_stored` a base that is not quantised is held
+    in the precision of its checkpoint (fp16 in fp32), whatever the trial computed in.
     """
     config = build_config(flatten(read_yaml(folder / CONFIG_FILE)))
     saved = folder / "adapter"
@@ -237,6 +245,13 @@ def open_trial(folder: Path, changed: dict[str, Any] | None = None) -> TextTrial
     if changed:
         testing = config.testing or NaturalEvaluationConfig()
         config = config.model_copy(update={"testing": testing.model_copy(update=changed)})
+    if as_stored and config.pretrained and config.pretrained.quantization == "none":
+        short, name = ("bf16", "bfloat16") if stored_dtype(config.pretrained) is torch.bfloat16 else ("fp32", "float32")
+        held = {
+            "pretrained": config.pretrained.model_copy(update={"dtype": name}),
+            "training": config.training.model_copy(update={"precision": short}),
+        }
+        config = config.model_copy(update=held)
     trial = TextTrial(config, folder.parent, saved=saved if trained else None)
     trial.learner.eval()
     return trial

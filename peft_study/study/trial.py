@@ -26,7 +26,7 @@ from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
 from peft_study.study.config import CONFIG_FILE, TRAINED_METHODS, TrialConfig
 from peft_study.study.provenance import provenance
-from peft_study.study.texts import run_texts
+from peft_study.study.texts import BASELINE, run_texts
 from peft_study.training.batches import StreamTask
 from peft_study.training.machine import settled
 from peft_study.training.run import Point, TrainingSummary
@@ -140,12 +140,13 @@ def _run(
     folder: Path,
     on_progress: Callable[[Progress], None],
     on_metrics: Callable[[int, dict[str, float]], None],
+    on_note: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train and evaluate; return the part of the result that a failed trial has not."""
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     reset_peak_memory()
     if config.pretrained is not None:
-        return _run_texts(config, folder, on_progress, on_metrics)
+        return _run_texts(config, folder, on_progress, on_metrics, on_note)
     family = family_named(config.data.family)
     learner = Learner(load_base(config.base, config.data.family), config.method, word_ids(family), config.seed)
     told = _Told(on_progress, on_metrics)
@@ -175,11 +176,21 @@ def _run_texts(
     folder: Path,
     on_progress: Callable[[Progress], None],
     on_metrics: Callable[[int, dict[str, float]], None],
+    on_note: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train and evaluate a pretrained model on texts."""
     told = _Told(on_progress, on_metrics)
-    result = run_texts(config, folder, told.point, told.phase)
+    result = run_texts(config, folder, told.point, told.phase, on_note)
     return result | {"peak_memory_mib": round(peak_memory_mib(), 1)}
+
+
+def _leave_nothing(folder: Path) -> None:
+    """Take away what a trial has written that was refused before it began: a config that is mended may come here."""
+    checkpoint = folder / "checkpoint"
+    if not any(checkpoint.iterdir()) and not (folder / BASELINE).exists():
+        checkpoint.rmdir()
+        for name in (CONFIG_FILE, "provenance.json"):
+            (folder / name).unlink()
 
 
 def run_trial(
@@ -191,6 +202,7 @@ def run_trial(
     sweep: str,
     on_progress: Callable[[Progress], None],
     on_metrics: Callable[[int, dict[str, float]], None],
+    on_note: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run one trial in `folder`, from its checkpoint if there is one, and return its result.
 
@@ -205,8 +217,11 @@ def run_trial(
     (folder / "checkpoint").mkdir(exist_ok=True)
     result: dict[str, Any] = {"trial": trial, "arm": arm, "sweep": sweep, "config": config.model_dump(mode="json")}
     try:
-        result |= {"status": Status.FINISHED.value, "reason": ""} | _run(config, folder, on_progress, on_metrics)
+        result |= {"status": Status.FINISHED.value, "reason": ""} | _run(
+            config, folder, on_progress, on_metrics, on_note
+        )
     except PeftStudyError:
+        _leave_nothing(folder)
         raise
     except Exception as error:  # a trial that fails must not take the sweep with it; its reason is kept
         if "No space left on device" in str(error):

@@ -41,6 +41,22 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_TOP_PAD, 64 * 2**20)
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use: those that the system grants it."""
+    return len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
+
+
+def usual_threads() -> int:
+    """Return the threads of a run on any model: OMP_NUM_THREADS, or its share of the cores under a launcher.
+
+    torchrun sets that variable to 1 by itself, so there it says nothing.
+    """
+    if processes := os.environ.get("LOCAL_WORLD_SIZE"):
+        return max(1, usable_cores() // int(processes))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(asked)) if asked.isdecimal() else usable_cores()
+
+
 def prepare_process(threads: int) -> None:
     """Set up this process for training with `threads` CPU threads. Results depend on the number of threads."""
     keep_freed_memory()

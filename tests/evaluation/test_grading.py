@@ -137,7 +137,7 @@ def test_programs_run_where_that_is_allowed() -> None:
         "test": "def check(candidate):\n    assert candidate(2, 3) == 5\n",
     }
     (problem,) = code.humaneval_problems([row])
-    with pytest.raises(ConfigError, match=r"testing.allow_untrusted_code is False.*testing.allow_untrusted_code=true"):
+    with pytest.raises(ConfigError, match=r"testing.allow_untrusted_code is false.*testing.allow_untrusted_code=true"):
         marks("humaneval", problem, [])
     limits = {"cpu_seconds": 1}
     allowed = NaturalEvaluationConfig.model_validate({"allow_untrusted_code": True, "limits": limits})

@@ -138,7 +138,7 @@ def test_a_program_begins_where_its_head_ends(make_scripted: Callable[..., Any],
     documents = [document("x")._replace(turns=(Turn("user", (Segment(head, "prompt"),)),))] * 2
     learner = make_scripted({head.rstrip(): "\n    return a + b\n\nprint(1)|"})
     corpus = Corpus([], documents, problems, "humaneval", "", "")
-    with pytest.raises(ConfigError, match=r"testing\.allow_untrusted_code is False"):
+    with pytest.raises(ConfigError, match=r"testing\.allow_untrusted_code is false"):
         solve(learner, corpus, letters, TESTING)
     allowed = TESTING.model_copy(update={"allow_untrusted_code": True})
     solutions = solve(learner, corpus, letters, allowed)

@@ -298,3 +298,62 @@ def test_an_arm_of_a_sweep_is_the_same_trial(
     assert lines["correction"].problems == 6
     row = lines["correction"].row
     assert (row["base"], row["family"], row["kind"]) == (str(checkpoint("llama")), str(problems), "number")
+
+
+def test_what_is_refused_leaves_nothing_and_mlflow_says_why(
+    checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path
+) -> None:
+    """A mended config may then come to the same folder."""
+    runs, folder = tmp_path / "runs", tmp_path / "mine"
+    wrong = config_of(checkpoint("gpt2"), problems, **{"corpus.window": 256})
+    with pytest.raises(ConfigError, match=r"set corpus.window=128"):
+        run_alone(wrong, runs, folder, QUIET)
+    assert {path.name for path in folder.iterdir()} == {".lock"}
+    client = MlflowClient(f"sqlite:///{mlflow_path(runs)}")
+    (run,) = client.search_runs(["1"], "tags.trial != ''")
+    assert (run.info.status, run.data.tags["status"]) == ("FAILED", "failed")
+    assert "set corpus.window=128" in run.data.tags["reason"]
+    right = config_of(checkpoint("gpt2"), problems, **{"training.tokens": 256, "testing.baseline": False})
+    said = Console(record=True, width=400)
+    assert run_alone(right, runs, folder, said)[0]["status"] == "finished"
+    # What is read and adapted is said before the training, and once.
+    text = said.export_text()
+    assert text.count("windows: ") == 1
+    assert text.index("windows: ") < text.index("finished")
+    again = Console(record=True, width=400)
+    run_alone(right, runs, folder, again)
+    assert again.export_text().count("windows: ") == 1
+
+
+def test_programs_that_may_not_run_are_refused_before_anything_is_trained(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "p.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"a{i}", "completion": "b"}) + "\n" for i in range(9))
+    )
+    program = {
+        "task_id": "HumanEval/0",
+        "prompt": "def f():\n",
+        "canonical_solution": "    pass\n",
+        "test": "",
+        "entry_point": "f",
+    }
+    (tmp_path / "HumanEval.jsonl").write_text(json.dumps(program) + "\n")
+    tests = {"corpus.test": "humaneval", "corpus.test_path": str(tmp_path), "testing.split": "test"}
+    config = config_of(checkpoint("gpt2"), tmp_path / "p.jsonl", **tests, **{"corpus.mistakes": "none"})
+    with pytest.raises(ConfigError, match="set testing.allow_untrusted_code=true"):
+        TextTrial(config, tmp_path)
+
+
+def test_a_merged_model_has_the_precision_of_its_base(
+    checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path
+) -> None:
+    changes = {"training.precision": "bf16", "training.tokens": 1024, "testing.baseline": False, "testing.n": 1}
+    _, folder = run_alone(config_of(checkpoint("llama"), problems, **changes), tmp_path, None, QUIET)
+    merged = AutoModelForCausalLM.from_pretrained(export_trial(folder, tmp_path / "whole", merged=True))
+    assert merged.dtype is torch.float32
+    base = AutoModelForCausalLM.from_pretrained(checkpoint("llama"), dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, folder / "adapter")
+    ids = torch.arange(1, 20)[None]
+    with torch.no_grad():
+        assert torch.allclose(merged(input_ids=ids).logits, adapted(input_ids=ids).logits, atol=1e-5)

@@ -118,3 +118,19 @@ def test_what_is_asked_of_any_model_is_taken(tmp_path: Path) -> None:
         machine.settled_pretrained(TrainingConfig(precision="bf16"), asked, tmp_path)
     with pytest.raises(ConfigError, match=r"set pretrained.attention"):
         machine.settled_pretrained(TrainingConfig(attention="varlen"), asked, tmp_path)
+
+
+def test_threads_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 6)
+    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert machine.usual_threads() == 6
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert machine.usual_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert machine.usual_threads() == 6
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert machine.usual_threads() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert machine.usual_threads() == 3
