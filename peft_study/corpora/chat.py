@@ -116,7 +116,9 @@ class ChatServer:
             said = f"HTTP {error.code}: {(said.replace(key, '***') if key else said)[:200]}"
             if error.code in (408, 425, 429) or error.code >= 500:
                 raise ServerBusyError(said) from None
-            raise ConfigError(f"{config.url} refuses ({said}); check url, model and key_variable") from None
+            raise ConfigError(
+                f"{config.url} refuses ({said}); check corpus.rewriter.url, .model and .key_variable"
+            ) from None
         except (OSError, HTTPException) as error:
             # Also a timeout, a connection refused or lost, an address without a host.
             raise ServerBusyError(f"{type(error).__name__}: {error}") from None

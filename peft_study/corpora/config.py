@@ -119,7 +119,7 @@ class CorpusConfig(BaseModel):
         # Its own rules hold here too.
         MistakeConfig(retraction=self.retraction)
         if self.name in ("igsm", *CODE) and self.mistakes != "none":
-            remedy = "set data.kind and data.retry_rate" if self.name == "igsm" else "set mistakes=none"
+            remedy = "set data.kind and data.retry_rate" if self.name == "igsm" else "set corpus.mistakes=none"
             raise ConfigError(f"mistakes must be none for {self.name}, but is {self.mistakes}; {remedy}")
         if self.name == "igsm" and (self.split, self.validation, self.test) != ("train", "", ""):
             raise ConfigError("igsm has its own splits; leave split, validation and test out")
@@ -146,6 +146,6 @@ class CorpusConfig(BaseModel):
             if name in BUILT_IN and (name in CODE or split == "test"):
                 raise ConfigError(
                     f"{field}: {name} ({split}) is a test set, to be neither trained on nor chosen by; give it as "
-                    "`test`, or set allow_test_sets"
+                    "corpus.test, or set corpus.allow_test_sets=true"
                 )
         return self

@@ -71,7 +71,7 @@ def load_corpus(
     if config.mistakes != "none" and part.form is None:
         raise ConfigError(
             f"mistakes={config.mistakes} needs solutions in steps (question and solution), but {part.origin} has none; "
-            "set mistakes=none"
+            "set corpus.mistakes=none"
         )
     if config.validation:
         items, validation = part.items, _guarded(_other(config, config.validation, part), config)
@@ -167,7 +167,8 @@ def _part(config: CorpusConfig, name: str, split: str, style: str = "") -> Part:
     read = custom.read(source(name, split, subset), config.columns, label)
     if read.test_id and not config.allow_test_sets:
         raise DataError(
-            f"{origin} holds {read.test_id}, a problem of a test set; give other data, or set allow_test_sets"
+            f"{origin} holds {read.test_id}, a problem of a test set; give other data, or set "
+            "corpus.allow_test_sets=true"
         )
     if read.documents:
         return Part(read.documents, None, "", origin)
@@ -193,13 +194,15 @@ def _other(config: CorpusConfig, wanted: str, part: Part) -> Part:
 def _own_test(config: CorpusConfig, part: Part, train: list[Item]) -> Part:
     """Return the test set of a built-in corpus; DataError where it has prompts that are learned from."""
     if config.name not in BUILT_IN:
-        raise ConfigError(f"{part.origin} has no test set of its own; set `test` to a split, a file or a built-in set")
+        raise ConfigError(
+            f"{part.origin} has no test set of its own; set corpus.test to a split, a file or a built-in set"
+        )
     test = _part(config, config.name, "test")
     common = {key(item) for item in train} & {key(item) for item in test.items}
     if common and not config.allow_test_sets:
         raise DataError(
-            f"{part.origin} and its test set have {len(common)} prompts in common; name that test set as `test`, which "
-            "keeps them apart"
+            f"{part.origin} and its test set have {len(common)} prompts in common; name that test set as corpus.test, "
+            "which keeps them apart"
         )
     return test
 
@@ -216,7 +219,7 @@ def _guarded(part: Part, config: CorpusConfig) -> Part:
         first, name = next(iter(leaks.items()))
         raise DataError(
             f"{part.origin} has {len(leaks)} documents with questions of test sets, first {first} with one of {name}; "
-            "leave them out, or set allow_test_sets"
+            "leave them out, or set corpus.allow_test_sets=true"
         )
     return part._replace(items=[item for item in part.items if item.id not in leaks])
 
@@ -252,7 +255,10 @@ def held_out(part: Part, share: float) -> tuple[list[Item], list[Item]]:
     keys = [key(item) for item in part.items]
     places = {text: derive_seed(0, "held out", text) / 2**63 for text in keys}
     if len(places) < 2:
-        raise DataError(f"{part.origin} has one prompt, so none can be held out; set validation, or validation_share=0")
+        raise DataError(
+            f"{part.origin} has one prompt, so none can be held out; set corpus.validation, or "
+            "corpus.validation_share=0"
+        )
     in_order = sorted(places, key=places.__getitem__)
     held = {text for text in in_order[:-1] if places[text] < share} | {in_order[0]}
     train = [item for item, text in zip(part.items, keys, strict=True) if text not in held]

@@ -76,14 +76,14 @@ def _shape(row: Mapping[str, Any], columns: Columns, names: dict[str, str], plac
     there = ", ".join(map(repr, row)) or "none"
     for field, theirs in columns.model_dump().items():
         if theirs and theirs not in row:
-            raise DataError(f"{place}: has no column {theirs!r} for columns.{field}; its columns are {there}")
+            raise DataError(f"{place}: has no column {theirs!r} for corpus.columns.{field}; its columns are {there}")
     for shape in SHAPES:
         if all(names[field] in row for field in shape):
             return shape
-    wanted = "; ".join(" and ".join(shape) for shape in SHAPES)
+    wanted, wanted_first = "; ".join(" and ".join(shape) for shape in SHAPES), SHAPES[-1][0]
     raise DataError(
         f"{place}: must have one of ({wanted}), but its columns are {there}; say which is which, as in "
-        "columns.solution=answer"
+        f"corpus.columns.{wanted_first}={next(iter(row), 'text')}"
     )
 
 

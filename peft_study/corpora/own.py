@@ -94,10 +94,17 @@ class OwnSolutions:
                 found += made
         if not measured:
             self.counts = counts
+            if not found and not counts:
+                raise DataError(
+                    f"{self.path} must hold solutions of these {len(problems)} problems, but has none of their "
+                    "questions; write some with `peft-study solve`"
+                )
             if not found:
                 raise DataError(
-                    f"{self.path} has no solution of these {len(problems)} problems that can be learned from "
-                    f"({dict(counts) or 'none of the questions is in it'}); write some with `peft-study solve`"
+                    f"{self.path} has {counts.total()} solutions of these {len(problems)} problems, but none that can "
+                    f"be learned from ({counts['own left out']} are cut off, end without an answer, or are right by "
+                    f"luck; {counts['own not taken']} the chat template refuses); write some with `peft-study solve`, "
+                    "longer ones (testing.max_new_tokens) or more (--draws)"
                 )
         return found
 

@@ -15,7 +15,10 @@ def find_split(folder: Path, split: str) -> Path:
     for file in files:
         if file.is_file():
             return file
-    raise DataError(f"{folder} must hold {files[0].name} or {files[1].name}, but has neither; name the data's folder")
+    raise DataError(
+        f"{folder} must hold {files[0].name} or {files[1].name}, but has neither; give the folder that "
+        "does as corpus.path"
+    )
 
 
 def read_rows(file: Path) -> Iterator[Mapping[str, Any]]:

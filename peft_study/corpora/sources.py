@@ -34,6 +34,8 @@ def source(name: str, split: str, subset: str = "") -> Rows:
     """
     if is_file_name(name):
         return _file(Path(name))
+    if Path(name).is_file():
+        raise DataError(f"{name} must end with one of {', '.join(SUFFIXES)}, which says how to read it; rename it")
     if Path(name).is_dir():
         files = [file for suffix in SUFFIXES if (file := Path(name) / f"{split}{suffix}").is_file()]
         return _file(files[0]) if files else Rows(_dataset(name, split, subset, streaming=True), f"{name} {split}, row")
@@ -92,4 +94,7 @@ def _dataset(
     except (OSError, ValueError, DatasetsError) as error:
         where = next(iter(data_files.values())) if data_files else f"{name} ({split})"
         said = " ".join(str(error).split())[:160]
-        raise DataError(f"{where} cannot be read ({said}); check the name, subset and split, or the file") from None
+        raise DataError(
+            f"{where} cannot be read ({said}); check the name, subset and split, or the file, and your connection "
+            "where it is on the Hub"
+        ) from None

@@ -87,7 +87,10 @@ class CorpusStream:
     def __init__(self, encoded: Sequence[Encoded], window: int, pad_id: int, packing: bool, seed: int) -> None:
         """Make one; DataError where there is no document."""
         if not encoded:
-            raise DataError("a corpus must have a document with something to learn, but has none; give longer windows")
+            raise DataError(
+                f"a corpus must have a document with something to learn in its first {window} tokens, but has none; "
+                "set a longer corpus.window, or give other data"
+            )
         self.windows = pack(encoded, window, pad_id, packing)
         """All windows, as packed."""
         self.seed = seed

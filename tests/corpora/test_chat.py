@@ -181,7 +181,7 @@ def test_each_wait_is_twice_as_long(fake: FakeServer) -> None:
 @pytest.mark.parametrize("status", [400, 401, 404, 302, 307])
 def test_a_refusal_is_not_tried_again(fake: FakeServer, status: int) -> None:
     fake.replies = [send(status, "no such\nmodel", Location=f"{fake.url}/elsewhere")]
-    with pytest.raises(ConfigError, match=rf"refuses \(HTTP {status}: no such model\); check url, model and"):
+    with pytest.raises(ConfigError, match=rf"refuses \(HTTP {status}: no such model\); check corpus.rewriter.url"):
         client(fake).ask("a", 0)
     # Nor followed elsewhere.
     assert [headers["path"] for headers in fake.headers] == ["/v1/chat/completions"]

@@ -242,7 +242,7 @@ def test_a_rewriter_goes_with_rewritten_mistakes(changes: dict[str, Any], messag
 def test_what_has_no_steps_has_no_mistakes(tmp_path: Path) -> None:
     file = write(tmp_path / "own.jsonl", [{"text": f"a {i}"} for i in range(9)])
     with pytest.raises(
-        ConfigError, match=r"mistakes=weak needs solutions in steps .*own.jsonl has none; set mistakes=n"
+        ConfigError, match=r"mistakes=weak needs solutions in steps .*own.jsonl has none; set corpus.mistakes=n"
     ):
         load(name=file, mistakes="weak")
     corpus = load(name=file)
@@ -270,7 +270,7 @@ def test_a_folder_has_splits_by_name(tmp_path: Path) -> None:
         write(tmp_path / f"{split}.jsonl", [{"text": f"a {i}"} for i in range(start, start + 5)])
     corpus = load(name=str(tmp_path), validation="dev")
     assert (len(corpus.train), len(corpus.validation)) == (5, 5)
-    with pytest.raises(ConfigError, match=r"has no test set of its own; set `test` to a split, a file"):
+    with pytest.raises(ConfigError, match=r"has no test set of its own; set corpus.test to a split, a file"):
         load(name=str(tmp_path), split="test")
     with pytest.raises(ConfigError, match=r"must be files or one of gsm8k, math, .* but got 'dev'; give a file"):
         load(name=str(tmp_path / "train.jsonl"), validation="dev")
@@ -330,7 +330,7 @@ def test_a_prompt_of_its_own_test_set_is_an_error(data: Path) -> None:
     test = json.loads((data / "gsm8k" / "test.jsonl").read_text().splitlines()[0])
     file = data / "gsm8k" / "train.jsonl"
     file.write_text(file.read_text() + json.dumps(test) + "\n" + json.dumps(test) + "\n")
-    with pytest.raises(DataError, match="have 1 prompts in common; name that test set as `test`"):
+    with pytest.raises(DataError, match="have 1 prompts in common; name that test set as corpus.test"):
         load(name="gsm8k", split="test", validation_share=0)
     kept = load(name="gsm8k", split="test", test="test", validation_share=0)
     assert len(kept.train) == 60
@@ -373,7 +373,7 @@ def test_about_the_share_is_held_out_and_stays_so_where_documents_are_added() ->
 
 
 def test_one_prompt_cannot_beheld_out() -> None:
-    with pytest.raises(DataError, match="has one prompt, so none can be held out; set validation"):
+    with pytest.raises(DataError, match="has one prompt, so none can be held out; set corpus.validation"):
         held_out(Part([text("a", 0), text(" A\n", 1)], None, "", "own.jsonl"), 0.1)
 
 

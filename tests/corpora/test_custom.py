@@ -91,10 +91,10 @@ def test_the_first_kind_counts() -> None:
 @pytest.mark.parametrize(
     ("row", "columns", "message"),
     [
-        ({"a": 1, "b": 2}, {}, r"row 1: must have one of .*text.*, but its columns are 'a', 'b'; say which is which"),
+        ({"a": 1, "b": 2}, {}, r"row 1: must have one of .*text.*, but its columns are 'a', 'b'; say which is which, as in corpus.columns.text=a"),
         ({}, {}, "row 1: must have one of .*, but its columns are none"),
-        ({"text": "a"}, {"text": "body"}, r"row 1: has no column 'body' for columns.text; its columns are 'text'"),
-        ({"text": "a"}, {"solution": "x"}, "row 1: has no column 'x' for columns.solution"),
+        ({"text": "a"}, {"text": "body"}, r"row 1: has no column 'body' for corpus.columns.text; its columns are 'text'"),
+        ({"text": "a"}, {"solution": "x"}, "row 1: has no column 'x' for corpus.columns.solution"),
         ({"text": 3}, {}, "row 1: `text` must be a text, but is '3'; mend the row"),
         ({"text": " \n"}, {}, "row 1: `text` must be a text, but is "),
         ({"prompt": "a", "completion": None}, {}, "row 1: `completion` must be a text, but is 'None'"),

@@ -91,5 +91,8 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, name: str, text: str, messag
 def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no file .*a.jsonl; give the path of one"):
         source(str(tmp_path / "a.jsonl"), "train")
+    (tmp_path / "a.txt").write_text("Two and two.")
+    with pytest.raises(DataError, match=r"a.txt must end with one of .jsonl, .*; rename it"):
+        source(str(tmp_path / "a.txt"), "train")
     with pytest.raises(DataError, match=r"nobody/nothing \(train\) cannot be read"):
         read(source("nobody/nothing", "train"))

@@ -341,7 +341,7 @@ def test_programs_that_may_not_run_are_refused_before_anything_is_trained(
     (tmp_path / "HumanEval.jsonl").write_text(json.dumps(program) + "\n")
     tests = {"corpus.test": "humaneval", "corpus.test_path": str(tmp_path), "testing.split": "test"}
     config = config_of(checkpoint("gpt2"), tmp_path / "p.jsonl", **tests, **{"corpus.mistakes": "none"})
-    with pytest.raises(ConfigError, match="set testing.allow_untrusted_code=true"):
+    with pytest.raises(ConfigError, match=r"set testing.allow_untrusted_code=true"):
         TextTrial(config, tmp_path)
 
 

@@ -37,7 +37,7 @@ def run(stop=0):
         trained = trial.learner.trainable().values()
         shared.append(all(isinstance(p, DTensor) for p in trained))
         # Packed weights stay whole: what communicates them may change their bits.
-        shared.append(not any(isinstance(p, DTensor) for p in trial.learner.parameters() if not p.is_floating_point()))
+        assert not any(isinstance(p, DTensor) for p in trial.learner.parameters() if not p.is_floating_point())
         held.append(sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in trained))
         if stop and point.tokens == stop * 4 * 128:
             raise Stopped
