@@ -40,7 +40,7 @@ def test_mistakes_are_those_of_solutions_in_steps() -> None:
 )
 def test_test_sets_are_refused_unless_allowed(values: dict[str, str]) -> None:
     with pytest.raises(
-        ValidationError, match="is a test set, to be neither trained on nor chosen by; give it as corpus.test"
+        ValidationError, match=r"is a test set, to be neither trained on nor chosen by; give it as corpus.test"
     ):
         build(**values)
     assert build(**values, allow_test_sets=True).allow_test_sets

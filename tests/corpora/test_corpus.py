@@ -330,7 +330,7 @@ def test_a_prompt_of_its_own_test_set_is_an_error(data: Path) -> None:
     test = json.loads((data / "gsm8k" / "test.jsonl").read_text().splitlines()[0])
     file = data / "gsm8k" / "train.jsonl"
     file.write_text(file.read_text() + json.dumps(test) + "\n" + json.dumps(test) + "\n")
-    with pytest.raises(DataError, match="have 1 prompts in common; name that test set as corpus.test"):
+    with pytest.raises(DataError, match=r"have 1 prompts in common; name that test set as corpus.test"):
         load(name="gsm8k", split="test", validation_share=0)
     kept = load(name="gsm8k", split="test", test="test", validation_share=0)
     assert len(kept.train) == 60
@@ -373,7 +373,7 @@ def test_about_the_share_is_held_out_and_stays_so_where_documents_are_added() ->
 
 
 def test_one_prompt_cannot_beheld_out() -> None:
-    with pytest.raises(DataError, match="has one prompt, so none can be held out; set corpus.validation"):
+    with pytest.raises(DataError, match=r"has one prompt, so none can be held out; set corpus.validation"):
         held_out(Part([text("a", 0), text(" A\n", 1)], None, "", "own.jsonl"), 0.1)
 
 

@@ -86,7 +86,7 @@ def test_what_a_template_will_not_have_is_left_out_and_counted(problems: Path, t
     assert len(corpus.train) == learned
     assert not any(any(labels(document)) for document in [*corpus.train, *corpus.validation])
     assert len(corpus.validation) == len(corpus.problems)
-    with pytest.raises(DataError, match=r"has \d+ solutions of these \d+ problems, but none .* 28 the chat template refuses"):
+    with pytest.raises(DataError, match=r"has 28 solutions of .*, but none .* 28 the chat template refuses"):
         load_corpus(config, DataConfig(), 0, takes=lambda document: False)
 
 

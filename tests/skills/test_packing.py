@@ -70,7 +70,7 @@ def test_documents_are_whole_and_apart(lengths: list[int], packing: bool) -> Non
 def test_a_document_longer_than_the_window_is_an_error() -> None:
     with pytest.raises(ConfigError, match="must fit into windows of 4 tokens, but one has 5; cut them"):
         pack([document(1, 2), document(2, 5)], 4, PAD, packing=True)
-    with pytest.raises(DataError, match="must have a document with something to learn in its first 4 tokens, but has none"):
+    with pytest.raises(DataError, match="with something to learn in its first 4 tokens, but has none"):
         CorpusStream([], 4, PAD, packing=True, seed=0)
 
 
