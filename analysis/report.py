@@ -20,7 +20,7 @@ from analysis.figures import headline, learning_rate
 from analysis.page import Code, Element, Heading, Picture, Table, Text, to_html, to_markdown
 from analysis.rows import SweepRecord, TrialRecord, overrides_of
 from analysis.style import render, short_count
-from analysis.summary import SKILLS, ArmSummary, Role, caption, counts_of, name_of, summarize
+from analysis.summary import SKILLS, ArmSummary, Role, caption, counts_of, is_synthetic, name_of, summarize
 from analysis.table import arm_of, read_results, to_rows, trial_rows, write_if_changed
 from analysis.verdict import show
 from peft_study.errors import DataError
@@ -93,15 +93,16 @@ def _write_report(record: SweepRecord, runs: Path) -> Path:
     elements += _verdict(frame, record, figures)
     for name in sorted(figures):
         module = FIGURES[name]
-        figure = module.draw(module.compute(frame))
+        info = module.compute(frame)
+        figure = module.draw(info)
         svg = render(figure, "svg")
         write_if_changed(folder / f"{name}.svg", svg)
         write_if_changed(folder / f"{name}.png", render(figure, "png"))
-        below = f"{module.CAPTION} {caption(counts_of(frame), first_look=record.first_look)}"
+        below = f"{module.describe(info)} {caption(counts_of(frame), first_look=record.first_look)}"
         elements.append(Picture(name, svg, f"{name} figure of sweep {sweep}", below))
     lines = summarize(frame)
     elements += _arms(lines) + _measures(frame) + _departures(record)
-    elements += _beside_the_paper(lines) if "headline" in figures else []
+    elements += _beside_the_paper(lines) if "headline" in figures and is_synthetic(counts_of(frame)) else []
     elements += _provenance(record) + _unfinished(record) + _commands(frame)
     write_if_changed(folder / "report.md", to_markdown(elements).encode())
     page = folder / "report.html"

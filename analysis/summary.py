@@ -148,21 +148,34 @@ def counts_of(frame: pd.DataFrame) -> Counts:
     )
 
 
+def needed_for_claim(counts: Counts) -> list[tuple[int, int, str]]:
+    """Return what a claim needs as (how many, how many there are, of what).
+
+    A model that somebody else has pretrained has no pair, and a published set has the problems that it has.
+    """
+    needed = [(CLAIM_SEEDS, counts.seeds[0], "seeds")]
+    if is_synthetic(counts):
+        needed += [(CLAIM_BASES, counts.bases, "base pairs"), (CLAIM_PROBLEMS, counts.problems, "problems a cell")]
+    return needed
+
+
 def missing_for_claim(counts: Counts) -> list[str]:
     """Return what a claim would need more of, e.g. '3 seeds (here 2)'."""
-    have = ((CLAIM_SEEDS, counts.seeds[0], "seeds"), (CLAIM_BASES, counts.bases, "base pairs"))
-    lacks = [f"{need} {unit} (here {got})" for need, got, unit in have if got < need]
-    if counts.problems < CLAIM_PROBLEMS:
-        lacks.append(f"{CLAIM_PROBLEMS:,} problems a cell (here {counts.problems:,})")
-    return lacks
+    return [f"{need:,} {what} (here {got:,})" for need, got, what in needed_for_claim(counts) if got < need]
+
+
+def is_synthetic(counts: Counts) -> bool:
+    """Return whether the trials are on problems of a family, on bases of the study, rather than on real texts."""
+    return not set(counts.families).isdisjoint(FAMILIES)
 
 
 def caption(counts: Counts, *, first_look: bool) -> str:
     """Return what must stand under every figure: how sure it is, and what it rests on."""
     fewest, most = counts.seeds
     seeds = f"{most} seed{'s' * (most != 1)}" if fewest == most else f"{fewest} to {most} seeds"
+    pairs = f"{counts.bases} base pair{'s' * (counts.bases != 1)}, " if is_synthetic(counts) else ""
     parts = [
-        f"{seeds}, {counts.bases} base pair{'s' * (counts.bases != 1)}, {counts.problems:,} problems a cell.",
+        f"{seeds}, {pairs}{counts.problems:,} problems a cell.",
         "Intervals: 95 % percentile bootstrap over base, trial seed and problem.",
         f"{counts.failed} of {counts.planned} trials failed"
         + (f", {counts.unfinished} not finished." if counts.unfinished else "."),

@@ -4,9 +4,6 @@ from collections.abc import Sequence
 
 from analysis.figures.learning_rate import LearningRateInfo
 from analysis.summary import (
-    CLAIM_BASES,
-    CLAIM_PROBLEMS,
-    CLAIM_SEEDS,
     SKILLS,
     ArmSummary,
     Counts,
@@ -14,12 +11,18 @@ from analysis.summary import (
     Role,
     missing_for_claim,
     name_of,
+    needed_for_claim,
 )
 
 MINUS = "\N{MINUS SIGN}"
 _SCALES = {
     "correction": "share of problems solved, out of distribution",
     "detection": "AUROC at the decision points of injected mistakes",
+}
+
+_TEXT_SCALES = {
+    "correction": "share of problems solved",
+    "detection": "AUROC at the ends of steps, injected mistakes",
 }
 
 
@@ -38,7 +41,8 @@ def show(interval: Interval | None, digits: int) -> str:
 def standing(counts: Counts, *, first_look: bool) -> str:
     """Return how much may be claimed: a first look, what is missing, or that nothing is."""
     missing = missing_for_claim(counts)
-    need = f"{CLAIM_SEEDS} seeds, {CLAIM_BASES} base pairs and {CLAIM_PROBLEMS:,} problems a cell"
+    *others, last = [f"{count:,} {what}" for count, _, what in needed_for_claim(counts)]
+    need = f"{', '.join(others)} and {last}" if others else last
     if first_look or missing:
         head = "**First look, no verdict.**" if first_look else "**No verdict.**"
         lacks = f"; missing: {_listed(missing)}" if missing else ""
@@ -60,7 +64,8 @@ def _skill_text(skill: str, lines: Sequence[ArmSummary]) -> str:
     if not any((lower, upper, trained)):
         return ""
     ends = [f"{name_of(line)} {show(line.raw, 3)}" for line in (lower, upper) if line]
-    parts = [f"**{skill.capitalize()}** ({_SCALES[skill]}). References: {_listed(ends) or 'none measured'}."]
+    scale = _SCALES[skill] if lines[0].op else _TEXT_SCALES[skill]
+    parts = [f"**{skill.capitalize()}** ({scale}). References: {_listed(ends) or 'none measured'}."]
     if trained:
         parts.append(f"Trained: {_listed([f'{_name(line)} {show(line.raw, 3)}' for line in trained])}.")
     if any(line.no_gap for line in trained):

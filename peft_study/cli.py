@@ -318,8 +318,8 @@ def solve(
     """Have a model solve the problems that `finetune` would read, and keep its solutions, graded.
 
     `finetune --data ... corpus.mistakes=own corpus.samples=FILE` then learns from the model's own mistakes. They are
-    drawn at temperature 0.7 unless testing.temperature says otherwise; corpus.limit takes fewer problems. Stop it, and
-    the same command goes on.
+    drawn at temperature 0.7 unless testing.temperature says otherwise; corpus.limit takes fewer of those that are
+    learned from, corpus.validation_share of those held out. Stop it, and the same command goes on.
     """
     from peft_study.study.config import build_config, overrides_layer
     from peft_study.study.progress import SweepProgress

@@ -22,14 +22,6 @@ _REFERENCES = {
 _LOWER = {"correction": "control", "detection": "probe"}
 
 
-CAPTION = (
-    "Filled: LoRA ranks; hollow: full fine-tuning; dashed: references with their intervals (+ t: then trained on as "
-    "many tokens as a trial). Gap closed puts both skills on one scale: 0 is the control (correction) or the probe of "
-    "the frozen base (detection), 1 is the base pretrained on retries and trained on t more tokens: its accuracy, or "
-    "its own probability of [BACK]."
-)
-
-
 class Point(NamedTuple):
     """An arm at its trainable parameters."""
 
@@ -88,6 +80,18 @@ def compute(frame: pd.DataFrame) -> HeadlineInfo:
         no_gap=tuple(skill for skill in SKILLS if any(line.no_gap for line in by_skill[skill])),
         ops={line.skill: line.op for line in lines},
         counts=counts_of(frame),
+    )
+
+
+def describe(info: HeadlineInfo) -> str:
+    """Return what a reader must know of the marks and scales in the figure."""
+    marks = "Filled: LoRA ranks; hollow: full fine-tuning; dashed: references with their intervals"
+    if not info.gap.curves and not info.no_gap:
+        return f"{marks}."
+    return (
+        f"{marks} (+ t: then trained on as many tokens as a trial). Gap closed puts both skills on one scale: 0 is the "
+        "control (correction) or the probe of the frozen base (detection), 1 is the base pretrained on retries and "
+        "trained on t more tokens: its accuracy, or its own probability of [BACK]."
     )
 
 

@@ -16,11 +16,6 @@ from analysis.table import arm_rows, to_rows, trial_rows
 from peft_study.records import Status
 from peft_study.study.tuned import TUNING_METRIC, Cell
 
-CAPTION = (
-    "Every learning rate that was tried, on validation problems: the mean over operation counts and seeds. Ringed: the "
-    "best, which the other sweeps use; `edge!` is an alarm, the best rate lies on the edge of its grid."
-)
-
 _TOGETHER = 0.05
 """Distance in the metric within which two marks would be printed over each other."""
 
@@ -63,6 +58,14 @@ def compute(frame: pd.DataFrame) -> LearningRateInfo:
     return LearningRateInfo(
         tuned=tuple(_tuned(cell, tuple(sorted(rates.values()))) for cell, rates in sorted(found.items())),
         counts=counts_of(frame),
+    )
+
+
+def describe(_info: LearningRateInfo) -> str:
+    """Return what a reader must know of the marks in the figure."""
+    return (
+        "Every learning rate that was tried, on validation problems: the mean over operation counts and seeds. Ringed: "
+        "the best, which the other sweeps use; `edge!` is an alarm, the best rate lies on the edge of its grid."
     )
 
 

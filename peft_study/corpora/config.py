@@ -64,7 +64,7 @@ class CorpusConfig(BaseModel):
     sentences, the answer in `\\boxed{}`; `auto`: `math` where solutions have a box or answers are no numbers."""
     limit: int = Field(default=0, ge=0)
     """Documents that are learned from at most, drawn by the trial's seed; 0 for all, of `igsm`, which has no end, for
-    8,192."""
+    8,192. What is held out stays the same."""
     mistakes: Literal["none", "weak", "miss", "foreign", "number", "rewritten", "own"] = "none"
     """Kind of the mistakes in solutions in steps (corpora/mistakes.py); `own`: those that a model has made in solutions
     of its own (corpora/own.py). Those of `igsm` are `data.kind`."""
