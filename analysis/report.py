@@ -15,10 +15,11 @@ from rich.table import Table as TerminalTable
 from rich.text import Text as TerminalText
 
 from analysis import published, verdict
+from analysis.comparisons import Comparison, compare
 from analysis.export import export_record, read_sweep, results_path
 from analysis.figures import headline, learning_rate
 from analysis.page import Code, Element, Heading, Picture, Table, Text, to_html, to_markdown
-from analysis.rows import SweepRecord, TrialRecord, overrides_of
+from analysis.rows import SweepRecord, TrialRecord, arm_samples, overrides_of
 from analysis.style import render, short_count
 from analysis.summary import SKILLS, ArmSummary, Role, caption, counts_of, is_synthetic, name_of, summarize
 from analysis.table import arm_of, read_results, to_rows, trial_rows, write_if_changed
@@ -101,7 +102,10 @@ def _write_report(record: SweepRecord, runs: Path) -> Path:
         below = f"{module.describe(info)} {caption(counts_of(frame), first_look=record.first_look)}"
         elements.append(Picture(name, svg, f"{name} figure of sweep {sweep}", below))
     lines = summarize(frame)
-    elements += _arms(lines) + _measures(frame) + _departures(record)
+    elements += _arms(lines)
+    if "headline" in figures:
+        elements += _comparisons(compare(lines, arm_samples(record.trials)))
+    elements += _measures(frame) + _departures(record)
     elements += _beside_the_paper(lines) if "headline" in figures and is_synthetic(counts_of(frame)) else []
     elements += _provenance(record) + _unfinished(record) + _commands(frame)
     write_if_changed(folder / "report.md", to_markdown(elements).encode())
@@ -193,6 +197,31 @@ def _arms(lines: Sequence[ArmSummary]) -> list[Element]:
         rows = [_cells(line) for line in lines if line.skill == skill]
         if rows:
             elements += [Heading(skill.capitalize()), Table(_HEADER, rows)]
+    return elements
+
+
+def _comparisons(found: Sequence[Comparison]) -> list[Element]:
+    """Return a table for each thing that arms differ in."""
+    if not found:
+        return []
+    note = (
+        "Differences of arms that differ in one thing, first less second. Each draw takes both on the same bases and "
+        f"problems; intervals are 95 % each and not widened for there being {len(found)} of them."
+    )
+    elements: list[Element] = [Heading("Arm beside arm"), Text(note)]
+    for topic in dict.fromkeys(each.topic for each in found):
+        rows = [
+            [
+                *(each.first, each.second, each.measure),
+                *(f"{value:.3f}" for value in each.values),
+                show(each.difference, 3),
+                each.verdict,
+            ]
+            for each in found
+            if each.topic == topic
+        ]
+        header = ("first", "second", "measure", "first is", "second is", "difference [95 %]", "the first is")
+        elements += [Text(f"**{topic[0].upper()}{topic[1:]}**"), Table(header, rows)]
     return elements
 
 

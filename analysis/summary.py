@@ -96,12 +96,11 @@ def name_of(line: ArmSummary) -> str:
     """Return what people call an arm, seen from its skill: adapters without their rank."""
     if line.metric == "free_auroc":
         return "free detector"
-    if line.role is not Role.ADAPTER:
-        return line.role.value
-    row = line.row
-    parts = [line.role.value, row["targets"]]
-    parts += [] if row["embeddings"] == "rows" else [f"embeddings={row['embeddings']}"]
-    parts += [] if row["mask"] or line.skill == "detection" else ["unmasked"]
+    row, parts = line.row, [line.role.value]
+    if line.role is Role.ADAPTER:
+        parts += [row["targets"]] + ([] if row["embeddings"] == "rows" else [f"embeddings={row['embeddings']}"])
+    if line.role in (Role.ADAPTER, Role.FULL) and line.skill == "correction" and not row["mask"]:
+        parts.append("unmasked")
     return " ".join(parts)
 
 
