@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
-from analysis.summary import ArmSummary, Interval, Role
+from analysis.summary import ArmSummary, Interval, Role, on_curve
 
 IN_DISTRIBUTION, OUT_OF_DISTRIBUTION = ("med_pq", "15"), ("med_pq", "23")
 """Family and operation count of the cells that are shown: the largest of training, and the largest of all."""
@@ -77,14 +77,18 @@ def beside(lines: Sequence[ArmSummary], *, retry_rate: float, mask: bool) -> lis
     nearest = min({row.retry_rate for row in every if row.retry_rate}, key=lambda rate: abs(rate - retry_rate))
     paper = [row for row in every if row.name == "original" or (row.retry_rate, row.mask) == (nearest, mask)]
     scale = {row.name: row.mean for row in paper}
-    ours = [line for line in lines if line.skill == "correction"]
+    trained = (Role.ADAPTER, Role.FULL)
+    ours = [
+        line
+        for line in lines
+        if line.skill == "correction" and (line.role not in trained or bool(line.row["mask"]) == mask)
+    ]
     rows = []
     for row in [row for row in paper if not row.rank]:
         line = next((line for line in ours if line.role is _OUR_ROLES[row.name]), None)
         rows.append(_beside(row.name, row, scale, line))
-    # Of several target sets the last, query and value, is the paper's.
     ranks = {row.rank: row for row in paper if row.rank}
-    adapters = {line.row["rank"]: line for line in ours if line.role is Role.ADAPTER}
+    adapters = {line.row["rank"]: line for line in ours if line.role is Role.ADAPTER and on_curve(line, ours)}
     for rank in sorted(set(ranks) | set(adapters)):
         rows.insert(-3, _beside(f"LoRA rank {rank}", ranks.get(rank), scale, adapters.get(rank)))
     return rows

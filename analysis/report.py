@@ -277,14 +277,6 @@ def _beside_the_paper(lines: Sequence[ArmSummary]) -> list[Element]:
     trained = [line for line in lines if line.role in (Role.ADAPTER, Role.FULL) and line.skill == "correction"]
     if not trained:
         return []
-    row = trained[0].row
-    rows = []
-    for line in published.beside(lines, retry_rate=row["retry_rate"], mask=bool(row["mask"])):
-        cells = ["", ""]
-        if line.paper is not None:
-            cells = [f"{share:.1f} %" for share in (line.paper.in_distribution, line.paper.out_of_distribution)]
-        gap = "" if line.paper_gap is None else f"{line.paper_gap:.2f}".replace("-", verdict.MINUS)
-        rows.append([line.text, *cells, gap, show(line.ours, 3), show(line.our_gap, 2)])
     header = (
         "row of the paper",
         "med op 15",
@@ -300,7 +292,20 @@ def _beside_the_paper(lines: Sequence[ArmSummary]) -> list[Element]:
         "cells, from `original` to `pretrain 2x`. Compare the order, not the numbers. For detection it reports "
         f"{published.DETECTION}; the set `pairs` is the one to compare with."
     )
-    return [Heading("Beside the paper"), Text(note), Table(header, rows)]
+    elements: list[Element] = [Heading("Beside the paper"), Text(note)]
+    masks = sorted({bool(line.row["mask"]) for line in trained}, reverse=True)
+    for mask in masks:
+        rows = []
+        for line in published.beside(lines, retry_rate=trained[0].row["retry_rate"], mask=mask):
+            cells = ["", ""]
+            if line.paper is not None:
+                cells = [f"{share:.1f} %" for share in (line.paper.in_distribution, line.paper.out_of_distribution)]
+            gap = "" if line.paper_gap is None else f"{line.paper_gap:.2f}".replace("-", verdict.MINUS)
+            rows.append([line.text, *cells, gap, show(line.ours, 3), show(line.our_gap, 2)])
+        if len(masks) > 1:
+            elements.append(Text("Without loss on mistakes:" if mask else "With loss on mistakes:"))
+        elements.append(Table(header, rows))
+    return elements
 
 
 def _provenance(record: SweepRecord) -> list[Element]:

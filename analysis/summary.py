@@ -104,6 +104,19 @@ def name_of(line: ArmSummary) -> str:
     return " ".join(parts)
 
 
+def on_curve(line: ArmSummary, lines: Sequence[ArmSummary]) -> bool:
+    """Return whether a trained arm is on the curve over ranks, which text and headline figure are about.
+
+    Where adapters on all matrices are among `lines`, those on some are in the tables alone, and so are other ways to
+    train the rows of the new words.
+    """
+    if line.role is not Role.ADAPTER:
+        return True
+    kinds = {(other.row["targets"], other.row["embeddings"]) for other in lines if other.role is Role.ADAPTER}
+    usual = ("all-linear", "rows")
+    return usual not in kinds or (line.row["targets"], line.row["embeddings"]) == usual
+
+
 def summarize(frame: pd.DataFrame) -> list[ArmSummary]:
     """Return the arms of a table, correction first, in the order of roles and ranks.
 

@@ -12,6 +12,7 @@ from analysis.summary import (
     missing_for_claim,
     name_of,
     needed_for_claim,
+    on_curve,
 )
 
 MINUS = "\N{MINUS SIGN}"
@@ -60,7 +61,7 @@ def headline_sentences(lines: Sequence[ArmSummary]) -> list[str]:
 def _skill_text(skill: str, lines: Sequence[ArmSummary]) -> str:
     lower = _of_role(lines, Role.CONTROL if skill == "correction" else Role.PROBE)
     upper = _of_role(lines, Role.UPPER)
-    trained = [line for line in lines if line.role in (Role.ADAPTER, Role.FULL) and line.raw]
+    trained = [line for line in lines if line.role in (Role.ADAPTER, Role.FULL) and line.raw and on_curve(line, lines)]
     if not any((lower, upper, trained)):
         return ""
     ends = [f"{name_of(line)} {show(line.raw, 3)}" for line in (lower, upper) if line]
@@ -82,7 +83,9 @@ def _skill_text(skill: str, lines: Sequence[ArmSummary]) -> str:
 def _contrast(lines: Sequence[ArmSummary]) -> str:
     """Return where the gaps closed by the two skills differ, like against like."""
     gaps = {
-        (line.skill, _name(line)): line.gap for line in lines if line.gap and line.role in (Role.ADAPTER, Role.FULL)
+        (line.skill, _name(line)): line.gap
+        for line in lines
+        if line.gap and line.role in (Role.ADAPTER, Role.FULL) and on_curve(line, lines)
     }
     names = dict.fromkeys(name for _, name in gaps)
     apart: dict[str, list[str]] = {"correction": [], "detection": [], "": []}
@@ -123,11 +126,12 @@ def _of_role(lines: Sequence[ArmSummary], role: Role) -> ArmSummary | None:
 
 
 def _name(line: ArmSummary) -> str:
-    """Return how a sentence calls an arm; target sets are named where they are not the default."""
-    if line.role is not Role.ADAPTER:
-        return line.role.value
-    targets = "" if line.row["targets"] == "all-linear" else f" on {line.row['targets']}"
-    return f"LoRA rank {line.row['rank']}{targets}"
+    """Return how a sentence calls an arm: what is not the default is named."""
+    row, name = line.row, line.role.value
+    if line.role is Role.ADAPTER:
+        name += f" rank {row['rank']}" + ("" if row["targets"] == "all-linear" else f" on {row['targets']}")
+        name += "" if row["embeddings"] == "rows" else f" with embeddings={row['embeddings']}"
+    return f"{name} unmasked" if line.skill == "correction" and not row["mask"] else name
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from analysis.style import FAINT, INK, MUTED, SKILL_COLOURS, SKILL_MARKERS, look, new_figure, short_count, strip_labels
-from analysis.summary import SKILLS, ArmSummary, Counts, Interval, Role, counts_of, name_of, summarize
+from analysis.summary import SKILLS, ArmSummary, Counts, Interval, Role, counts_of, name_of, on_curve, summarize
 
 _LEAST_SPAN = 0.05
 """Height of a raw panel's axis, at least."""
@@ -69,7 +69,8 @@ class HeadlineInfo(NamedTuple):
 def compute(frame: pd.DataFrame) -> HeadlineInfo:
     """Return the raw values and gaps closed of both skills."""
     lines = summarize(frame)
-    by_skill = {skill: [line for line in lines if line.skill == skill] for skill in SKILLS}
+    of_skills = {skill: [line for line in lines if line.skill == skill] for skill in SKILLS}
+    by_skill = {skill: [line for line in of_skill if on_curve(line, of_skill)] for skill, of_skill in of_skills.items()}
     return HeadlineInfo(
         raw={
             skill: Panel(_curves(skill, of_skill, "raw"), _references(skill, of_skill))
@@ -97,7 +98,9 @@ def describe(info: HeadlineInfo) -> str:
 
 def _curves(skill: str, lines: Sequence[ArmSummary], scale: str) -> tuple[Curve, ...]:
     """Return a curve for each kind of adapter; its text names what differs between kinds."""
-    full = next((point for line in lines if line.role is Role.FULL for point in _points([line], scale)), None)
+    fulls = {
+        bool(line.row["mask"]): point for line in lines if line.role is Role.FULL for point in _points([line], scale)
+    }
     kinds: dict[tuple[str, ...], list[ArmSummary]] = {}
     for line in lines:
         if line.role is Role.ADAPTER:
@@ -105,12 +108,13 @@ def _curves(skill: str, lines: Sequence[ArmSummary], scale: str) -> tuple[Curve,
             mask = "masked" if row["mask"] else "unmasked"
             kinds.setdefault((row["targets"], row["embeddings"], mask), []).append(line)
     varying = [place for place in range(3) if len({kind[place] for kind in kinds}) > 1]
-    curves = [
-        Curve(skill, ", ".join([skill, *(kind[place] for place in varying)]), _points(members, scale), None)
-        for kind, members in kinds.items()
-    ]
-    first = curves[0] if curves else Curve(skill, skill, (), None)
-    return tuple(curve for curve in (first._replace(full=full), *curves[1:]) if curve.points or curve.full)
+    curves = []
+    for kind, members in kinds.items():
+        text = ", ".join([skill, *(kind[place] for place in varying)])
+        # Full fine-tuning hangs on the first curve that learns as it does.
+        curves.append(Curve(skill, text, _points(members, scale), fulls.pop(kind[2] == "masked", None)))
+    curves += [Curve(skill, skill, (), full) for full in fulls.values()]
+    return tuple(curve for curve in curves if curve.points or curve.full)
 
 
 def _points(lines: Sequence[ArmSummary], scale: str) -> tuple[Point, ...]:

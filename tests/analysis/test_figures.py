@@ -75,11 +75,30 @@ def test_headline_without_a_gap_says_so_and_draws(made: SimpleNamespace) -> None
 
 
 def test_headline_names_the_target_sets_where_there_are_several(made: SimpleNamespace) -> None:
-    first, second = made.trial("correction-r1", 0), made.trial("correction-r4", 0)
-    second.config["method"]["targets"] = "qv"
+    first, second, third = (made.trial(f"correction-{rank}", 0) for rank in ("r1", "r4", "r16"))
+    first.config["method"]["targets"], second.config["method"]["targets"] = "attention", "qv"
     info = headline.compute(to_frame(rows_of(made.sweep([first, second]))))
-    assert [curve.text for curve in info.raw["correction"].curves] == ["correction, all-linear", "correction, qv"]
+    assert [curve.text for curve in info.raw["correction"].curves] == ["correction, attention", "correction, qv"]
     headline.draw(info)
+    # Beside adapters on all matrices they are in the tables alone.
+    info = headline.compute(to_frame(rows_of(made.sweep([first, second, third]))))
+    assert [curve.text for curve in info.raw["correction"].curves] == ["correction"]
+    assert [point.text for point in info.raw["correction"].curves[0].points] == ["r16"]
+
+
+def test_headline_hangs_full_fine_tuning_on_what_learns_alike(made: SimpleNamespace) -> None:
+    masked, full = made.trial("correction-r4", 0), made.trial("full", 0)
+    trials = [masked, full]
+    for record in (masked, full):
+        config = {**record.config, "skill": {**record.config["skill"], "mask": False}}
+        arm = f"{record.arm}-unmasked"
+        trials.append(replace(record, arm=arm, trial=f"{arm}-s0-b0-0123456789", config=config))
+    trials[3] = replace(trials[3], outcomes=made.outcomes("control", 0))
+    curves = headline.compute(to_frame(rows_of(made.sweep(trials)))).raw["correction"].curves
+    assert [curve.text for curve in curves] == ["correction, masked", "correction, unmasked"]
+    solved = [curve.full.interval.value for curve in curves if curve.full]
+    assert solved == [trial.outcomes[f"correct_ood_{NANO.headline_op}"].mean() for trial in (full, trials[3])]
+    assert solved[0] != solved[1]
 
 
 def test_figures_of_the_same_table_are_the_same_bytes(frame: pd.DataFrame) -> None:
