@@ -118,7 +118,9 @@ def draw(info: LearningRateInfo) -> Figure:
                 axes = figure.add_subplot(grid[row, column], sharey=first)
                 first = first or axes
                 _draw_panel(axes, panels[key])
-                axes.set_title(f"{skill.capitalize()}: {' '.join(filter(None, key[1:]))}", color=SKILL_COLOURS[skill])
+                # The skill is said once a row: many panels leave no room for more.
+                title = f"{skill.capitalize()}: " if column == 0 else ""
+                axes.set_title(title + " ".join(filter(None, key[1:])), color=SKILL_COLOURS[skill])
                 axes.set_xlabel("peak learning rate")
                 axes.set_ylabel(_axis_text(skill) if column == 0 else "")
                 drawn.append((axes, panels[key]))
