@@ -117,11 +117,11 @@ def _write_report(record: SweepRecord, runs: Path) -> Path:
 def publish(sweep: str, runs: Path, results_dir: Path) -> Path:
     """Copy the tidy table of `sweep` to the published results, its report, figures and trials beside it; return where.
 
+    Of a sweep that was stopped, what there is: trials that are missing are rows that say so.
     Raises DataError where the published table holds finished trials that this sweep plans and has not: they would be
     lost.
     """
     source, target = results_path(sweep, runs), results_dir / f"{sweep}.csv"
-    read_results(source)
     record = read_sweep(sweep, runs)
     if lost := _only_published(record, trials_path(target)):
         raise DataError(

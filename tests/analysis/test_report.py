@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.export import export_sweep
 from analysis.page import Code, Heading, Table, Text, to_html, to_markdown
 from analysis.published import beside, published_rows
 from analysis.report import TERMINAL_WIDTH, publish, terminal_table, write_report
@@ -125,7 +124,8 @@ def test_report_is_whole_and_the_same_each_time(runs: Path, sweep: SweepRecord) 
 
 
 def test_publish_copies_table_report_and_figures(runs: Path, sweep: SweepRecord, tmp_path: Path) -> None:
-    export_sweep(sweep.name, runs)
+    # Also of a sweep that was stopped before it made its table.
+    (runs / sweep.name / "results.csv").unlink(missing_ok=True)
     target = publish(sweep.name, runs, tmp_path)
     assert target == tmp_path / "made-up.csv"
     assert target.read_bytes() == (runs / sweep.name / "results.csv").read_bytes()
@@ -133,7 +133,7 @@ def test_publish_copies_table_report_and_figures(runs: Path, sweep: SweepRecord,
     figure = tmp_path / "made-up-headline.png"
     assert figure.read_bytes() == (runs / sweep.name / "headline.png").read_bytes()
     assert f"]({figure.name})" in (tmp_path / "made-up.md").read_text()
-    with pytest.raises(DataError, match="no such table"):
+    with pytest.raises(DataError, match="holds no sweep called 'slow'"):
         publish("slow", runs, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "made-up-headline.png",

@@ -160,13 +160,14 @@ def test_the_data_must_be_somewhere(data: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_test_set_may_lie_elsewhere(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     by_variable = load(name="gsm8k", test="humaneval", split="test")
     monkeypatch.delenv("PEFT_STUDY_DATA")
-    here = {"name": "gsm8k", "path": str(data / "gsm8k"), "test": "humaneval", "split": "test"}
+    here: dict[str, Any] = {"name": "gsm8k", "path": str(data / "gsm8k"), "test": "humaneval", "split": "test"}
     with pytest.raises(ConfigError, match=r"humaneval must be found, but .*corpus.test_path"):
         load(**here)
     assert load(**here, test_path=str(data / "humaneval")) == by_variable
     # Also of the same set: what is learned from stays where it is.
     write(tmp_path / "other" / "test.jsonl", [sum_row(7, 9, "Eve")])
-    other = load(**(here | {"test": "gsm8k"}), test_path=str(tmp_path / "other"))
+    same: dict[str, Any] = {**here, "test": "gsm8k", "test_path": str(tmp_path / "other")}
+    other = load(**same)
     assert len(other.validation) == 1
     assert other.train == by_variable.train
 

@@ -74,7 +74,7 @@ def test_what_the_checkpoint_says_of_writing_is_not_looked_at(serve: Callable[..
 def test_a_row_that_cannot_be_read_is_named(serve: Callable[..., Served]) -> None:
     judging, longest = serve(skill="detection"), serve().model.config.max_position_embeddings
     good = {"prompt": QUESTION, "solution": "3 + 4 = 8."}
-    assert 0 < judging.predict(None, [good])[0] < 1
+    assert 0 < float(judging.predict(None, [good])[0]) < 1
     with pytest.raises(ValueError, match=r"row 2 must have a solution, but has \['prompt'\]"):
         judging.predict(None, [good, {"prompt": QUESTION}])
     with pytest.raises(ValueError, match="row 1 must have a prompt"):
