@@ -164,12 +164,13 @@ def test_plan_prints_and_touches_nothing(made_up: Path) -> None:
 
 
 def test_plan_of_a_sweep_without_tuned_rates_is_printed_with_the_alarm(made_up: Path) -> None:
-    made_up.write_text(yaml.safe_dump({**SWEEP, "trial": {"data": {"order": "qp"}}}))
-    made_up.write_text(made_up.read_text().replace("name: full", "name: lora\n        rank: 3\n        targets: mlp"))
+    made_up.write_text(yaml.safe_dump({**SWEEP, "trial": {"data": {"family": "mini"}}}))
     result = call("sweep", made_up, "--plan")
     assert result.exit_code == 0
     assert "(1) " in result.stdout
-    assert call("sweep", made_up).exit_code == 2
+    refused = call("sweep", made_up)
+    assert refused.exit_code == 2
+    assert "no tuned learning rate" in refused.stderr
     assert not Path("runs").exists()
 
 
