@@ -185,7 +185,7 @@ FAULTS = {
     "missing base": (["finetune", "base.seed=77"], "make pretrain"),
     "no runs to show": (["ui"], "make sweep"),
     "no runs to report": (["report", "quick"], "sweep"),
-    "nothing to publish": (["publish", "quick"], "results.csv"),
+    "nothing to publish": (["publish", "quick"], "no runs are stored in"),
 }
 
 
