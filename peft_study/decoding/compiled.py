@@ -138,27 +138,35 @@ class CompiledDecoder(Decoder):
         finally:
             torch.set_num_threads(self.threads)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Start a batch from `prompts`, each a sequence of token ids."""
+    def read(self, prompts: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> Tensor:
+        """Read `prompts` from their first tokens on; return the logits [N, V] of what follows those at `places`.
+
+        N counts the places of all prompts, in their order.
+        """
         lengths = [len(prompt) for prompt in prompts]
         assert max(lengths) <= self.max_length, f"a prompt has {max(lengths)} tokens, the cache {self.max_length}"
         self.lengths = torch.tensor(lengths)
         self.pages.start(self.lengths)
-        rows = torch.arange(len(prompts))
+        rows, ends = torch.arange(len(prompts)), self.lengths.cumsum(0)
+        counts = torch.tensor([len(mine) for mine in places])
+        starts = (ends - self.lengths).repeat_interleave(counts)
+        chosen = starts + torch.tensor([place for mine in places for place in mine], dtype=torch.long)
         wanted = torch.full((sum(lengths),), -1)
-        wanted[self.lengths.cumsum(0) - 1] = rows
+        wanted[chosen] = torch.arange(len(chosen))
         bounds = [0]
-        for end in self.lengths.cumsum(0).tolist():
+        for end in ends.tolist():
             if end - bounds[-1] >= _TOGETHER or end == len(wanted):
                 bounds.append(end)
-        self.logits = torch.empty(len(prompts), len(self.head))
+        logits = torch.empty(len(chosen), len(self.head))
         self._run(
             torch.tensor([token for prompt in prompts for token in prompt]),
             rows.repeat_interleave(self.lengths),
             torch.cat([torch.arange(length) for length in lengths]),
             wanted,
             bounds,
+            logits,
         )
+        return logits
 
     def step(self, tokens_B: Tensor) -> None:
         """Append one token to each row and compute what follows it."""
@@ -166,7 +174,7 @@ class CompiledDecoder(Decoder):
         count = len(tokens_B)
         share, rows = -(-count // self.threads), torch.arange(count)
         self.logits = torch.empty(count, len(self.head))
-        self._run(tokens_B, rows, self.lengths, rows, [*range(0, count, share), count])
+        self._run(tokens_B, rows, self.lengths, rows, [*range(0, count, share), count], self.logits)
         self.lengths = self.lengths + 1
 
     def keep(self, rows: Tensor) -> None:
@@ -174,17 +182,20 @@ class CompiledDecoder(Decoder):
         self.pages.keep(rows)
         self.lengths, self.logits = self.lengths[rows], self.logits[rows]
 
-    def _run(self, ids: Tensor, rows: Tensor, positions: Tensor, wanted: Tensor, bounds: list[int]) -> None:
-        """Take tokens through the model, each of a row; `wanted` says where its logits go, -1 for nowhere."""
+    def _run(
+        self, ids: Tensor, rows: Tensor, positions: Tensor, wanted: Tensor, bounds: list[int], logits: Tensor
+    ) -> None:
+        """Take tokens through the model, each of a row; `wanted` is its row of `logits`, -1 for none."""
         with torch.inference_mode():
             x = self.embeddings[ids]
         table_BP = self.pages.table_BP.contiguous()
         self.kernel.decode(
             self.layer_array, self.window_array, (ctypes.c_long * 6)(*self.sizes, table_BP.shape[1]),
-            _at(self.cos), _at(self.sin), _at(self.norm), _at(self.packed_head), ctypes.c_float(self.eps),
+            _at(self.cos), _at(self.sin), _at(self.norm), _at(self.packed_head),
+            None if self.head_bias is None else _at(self.head_bias), ctypes.c_float(self.eps),
             _at(table_BP), _at(self.pages.places), _at(x), _at(rows), _at(positions), _at(wanted),
             (ctypes.c_long * len(bounds))(*bounds), ctypes.c_long(len(bounds) - 1), self.threads,
-            _at(self.logits),
+            _at(logits),
         )  # fmt: skip
 
 

@@ -81,6 +81,7 @@ class Decoder:
         self.embeddings = model.model.embed_tokens.weight.detach()
         self.norm = model.model.norm.weight.detach()
         self.head = model.lm_head.weight.detach()
+        self.head_bias = None if model.lm_head.bias is None else model.lm_head.bias.detach()
         self.layers = [_Layer.of(layer) for layer in model.model.layers]
         kinds: list[str] = config.layer_types or []
         local: int = config.sliding_window or max_length
@@ -97,9 +98,16 @@ class Decoder:
         """Have PyTorch set up for what is chosen between steps."""
         yield
 
-    @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Start a batch from `prompts`, each a sequence of token ids."""
+        self.logits = self.read(prompts, [[len(prompt) - 1] for prompt in prompts])
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> Tensor:
+        """Read `prompts` from their first tokens on; return the logits [N, V] of what follows those at `places`.
+
+        N counts the places of all prompts, in their order.
+        """
         device = self.head.device
         self.lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         longest = int(self.lengths.max())
@@ -121,8 +129,8 @@ class Decoder:
             else:
                 attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = self._finish(x, attended, layer)
-        last = x[torch.arange(len(prompts), device=device), self.lengths - 1]
-        self.logits = _rms_norm(last, self.norm, self.eps) @ self.head.T
+        rows = [row for row, mine in enumerate(places) for _ in mine]
+        return self._logits_of(x[rows, [place for mine in places for place in mine]])
 
     @torch.inference_mode()
     def step(self, tokens_B: Tensor) -> None:
@@ -143,7 +151,7 @@ class Decoder:
             )
             x = self._finish(x, attended, layer)
         self.lengths = self.lengths + 1
-        self.logits = _rms_norm(x[:, 0], self.norm, self.eps) @ self.head.T
+        self.logits = self._logits_of(x[:, 0])
 
     def keep(self, rows: Tensor) -> None:
         """Go on with `rows` (indices) alone; one that stands there twice forks."""
@@ -155,6 +163,9 @@ class Decoder:
         """Take `row` back to its first `length` tokens, where `logits` followed."""
         self.lengths[row] = length
         self.logits[row] = logits
+
+    def _logits_of(self, x_ND: Tensor) -> Tensor:
+        return functional.linear(_rms_norm(x_ND, self.norm, self.eps), self.head, self.head_bias)
 
     def _project(self, x: Tensor, layer: _Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = functional.linear(_rms_norm(x, layer.attention_norm, self.eps), layer.qkv, layer.qkv_bias)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import Qwen3ForCausalLM
 
+from peft_study.decoding.engine import make_decoder
 from peft_study.evaluation.config import EvaluationConfig
 from peft_study.evaluation.detecting import (
     Points,
@@ -137,7 +139,7 @@ class Evaluator:
         if free:
             back = word_ids(self.family)[BACK]
             for name, points in self._sets(baseline).items():
-                scores = score_points(learner, points, free_id=back)
+                scores = _scores(model, points, free_id=back)
                 found.add_points("free", name, self.headline, scores, points)
                 found.measures += ranking_measures(
                     "free_auroc", scores, points, split=split, name=name, op=self.headline
@@ -147,18 +149,19 @@ class Evaluator:
     def detection(self, learner: Learner, baseline: list[Attempt]) -> Findings:
         """Measure the trained detector on `injected`, `own` and `pairs`."""
         found, split, op = Findings(), self.config.split, self.headline
-        threshold = self._threshold(learner)
+        detector = learner.detector()
+        threshold = self._threshold(detector)
         sets = self._sets(baseline)
         sets["pairs"] = pair_points(self.problems(op), self.data.order, self.config.seed)
         for name, points in sets.items():
-            scores = score_points(learner, points)
+            scores = _scores(detector, points)
             found.add_points("detect", name, op, scores, points)
             found.measures += detection_measures(scores, points, split=split, name=name, op=op, threshold=threshold)
         if coverage := own_coverage(baseline, split, op):
             found.measures.append(coverage)
         return found
 
-    def _threshold(self, learner: Learner) -> float:
+    def _threshold(self, detector: Qwen3ForCausalLM) -> float:
         """Return the threshold of largest balanced accuracy on validation problems that no cell is measured on."""
         documents = draw_problems(
             self.family,
@@ -171,13 +174,20 @@ class Evaluator:
             retry_rate=self.mistakes_rate,
         )
         points = injected_points(documents, self.data.order)
-        return best_threshold(score_points(learner, points), points.label_P)
+        return best_threshold(_scores(detector, points), points.label_P)
 
     def _sets(self, baseline: list[Attempt] | None) -> dict[str, Points]:
         sets = {"injected": injected_points(self.problems(self.headline, rate=self.mistakes_rate), self.data.order)}
         if baseline is not None:
             sets["own"] = own_points(self.problems(self.headline), baseline, self.data.order)
         return sets
+
+
+def _scores(model: Qwen3ForCausalLM, points: Points, *, free_id: int | None = None) -> NDArray[np.float32]:
+    """Return the scores of points by a model that is read as it is decoded: in fp32, through the kernel."""
+    decoder = make_decoder(model, max(map(len, points.sequences), default=1))
+    with decoder.at_work():
+        return score_points(decoder.read, points, free_id=free_id)
 
 
 def _sample(name: str, op: int, document: Document, attempt: Attempt, order: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from peft_study.evaluation.problems import Attempt, prompt_ids
 from peft_study.igsm.families import Order
@@ -122,30 +122,42 @@ def pair_points(documents: Sequence[Document], order: Order, seed: int) -> Point
     return _points(rows)
 
 
-@torch.no_grad()
-def score_points(
-    learner: nn.Module, points: Points, *, free_id: int | None = None, batch_size: int = 64
-) -> NDArray[np.float32]:
-    """Return P(wrong) at each point: by the verdict outputs, or with `free_id` the probability of that token."""
+Reader = Callable[[list[list[int]], list[list[int]]], Tensor]
+"""Takes sequences and the places in each; returns logits [N, V] of what follows the tokens there, in their order."""
+
+
+def padded_reader(learner: nn.Module) -> Reader:
+    """Return the reader that asks `learner` for verdicts, a batch in one pass."""
     device = next(learner.parameters()).device
+
+    @torch.no_grad()
+    def read(sequences: list[list[int]], places: list[list[int]]) -> Tensor:
+        ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
+        where = torch.zeros_like(ids, dtype=torch.bool)
+        for row, (sequence, mine) in enumerate(zip(sequences, places, strict=True)):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+            where[row, mine] = True
+        return learner(ids.to(device), where.to(device), verdict=True)
+
+    return read
+
+
+def score_points(
+    read: Reader, points: Points, *, free_id: int | None = None, batch_size: int = 16
+) -> NDArray[np.float32]:
+    """Return P(wrong) at each point: by two outputs for right and wrong, or with `free_id` that token's probability."""
     scores = np.empty(len(points.label_P), np.float32)
+    mine: dict[int, list[int]] = {}
+    for point in np.lexsort((points.position_P, points.sequence_P)).tolist():
+        mine.setdefault(int(points.sequence_P[point]), []).append(point)
+    places = {i: points.position_P[of].tolist() for i, of in mine.items()}
     # What comes after the last point of a sequence changes nothing.
-    lengths = np.zeros(len(points.sequences), np.int64)
-    np.maximum.at(lengths, points.sequence_P, points.position_P + 1)
-    order = sorted(np.flatnonzero(lengths).tolist(), key=lengths.__getitem__)
+    order = sorted(places, key=lambda i: places[i][-1])
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        ids = torch.zeros(len(batch), int(lengths[batch].max()), dtype=torch.long)
-        where = torch.zeros_like(ids, dtype=torch.bool)
-        found: list[int] = []
-        for row, i in enumerate(batch):
-            ids[row, : lengths[i]] = torch.tensor(points.sequences[i][: lengths[i]])
-            mine = np.flatnonzero(points.sequence_P == i)
-            where[row, points.position_P[mine]] = True
-            found += mine.tolist()
-        logits = learner(ids.to(device), where.to(device), verdict=free_id is None)
+        logits = read([points.sequences[i][: places[i][-1] + 1] for i in batch], [places[i] for i in batch])
         values = probability_wrong(logits) if free_id is None else logits.float().softmax(-1)[:, free_id]
-        scores[found] = values.cpu().numpy()
+        scores[[point for i in batch for point in mine[i]]] = values.cpu().numpy()
     return scores
 
 

@@ -17,7 +17,7 @@ from peft_study.corpora.records import Document, Problem
 from peft_study.corpora.steps import Form
 from peft_study.evaluation.cells import Findings
 from peft_study.evaluation.config import NaturalEvaluationConfig
-from peft_study.evaluation.detecting import Points, detection_measures, score_points
+from peft_study.evaluation.detecting import Points, detection_measures, padded_reader, score_points
 from peft_study.evaluation.natural_solving import Solution, chosen
 from peft_study.evaluation.writing import measuring
 from peft_study.models.pretrained import PretrainedLearner
@@ -133,7 +133,7 @@ def detection(
     with measuring(learner):
         threshold = _threshold(learner, document_points(others, range(len(others)), encoder), evaluation)
         for name, points in sets.items():
-            scores = score_points(learner, points, batch_size=evaluation.batch)
+            scores = score_points(padded_reader(learner), points, batch_size=evaluation.batch)
             found.add_points("detect", name, 0, scores, points)
             found.measures += _measures(scores, points, evaluation.split, name, threshold)
     return found
@@ -142,7 +142,7 @@ def detection(
 def _threshold(learner: PretrainedLearner, points: Points, evaluation: NaturalEvaluationConfig) -> float:
     if not 0 < points.label_P.sum() < len(points.label_P):
         return 0.5
-    return best_threshold(score_points(learner, points, batch_size=evaluation.batch), points.label_P)
+    return best_threshold(score_points(padded_reader(learner), points, batch_size=evaluation.batch), points.label_P)
 
 
 def _measures(scores: NDArray[np.float32], points: Points, split: str, name: str, threshold: float) -> list[Measure]:

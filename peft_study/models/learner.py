@@ -143,6 +143,18 @@ class Learner(AbstractLearner):
         assert isinstance(merged, Qwen3ForCausalLM)
         return merged
 
+    @torch.no_grad()
+    def detector(self) -> Qwen3ForCausalLM:
+        """Return a plain model whose two outputs are the verdict's, right and wrong; the learner is left as it is."""
+        model = copy.deepcopy(self.merged())
+        if self.probe is not None:
+            model.lm_head = copy.deepcopy(self.probe)
+            return model
+        rows = model.lm_head.weight[self.verdict_ids]
+        model.lm_head = nn.Linear(rows.shape[1], len(rows), bias=False, device="meta").to_empty(device=rows.device)
+        model.lm_head.weight.copy_(rows)
+        return model
+
     def copy_fp32(self) -> Qwen3ForCausalLM:
         """Return a copy of the model in fp32 for generation while training goes on in another dtype."""
         return copy.deepcopy(self.model).float().eval()

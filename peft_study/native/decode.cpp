@@ -1,4 +1,4 @@
-// Generation of a Qwen3 in fp32 on a CPU: tokens, a row each, through all layers, to the logits of those that want them.
+// A Qwen3 in fp32 on a CPU: tokens, a row each, through all layers, to the logits of those that want them.
 //
 // Only rows of one sequence meet, so each thread takes some sequences through the whole model. The cache is in pages of
 // PAGE positions, and a table says which pages hold a sequence: sequences grow, go, fork and go back without a copy.
@@ -165,7 +165,7 @@ struct Model {
   long num_layers, width, heads, mlp, words, columns;
   const long *table, *places;  // [sequences, columns], numbers of pages; where each page lies in memory
   const float *cos, *sin;  // [positions, D]
-  const float *norm, *head;
+  const float *norm, *head, *head_bias;
   float eps;
 };
 
@@ -220,7 +220,7 @@ void through(const Model& model, const Rows& all, long begin, long end, float* l
   for (long r = 0; r < rows; ++r)
     if (wanted[r] >= 0) normalise(x + r * width, model.norm, width, model.eps, &normal[last++ * width]);
   std::vector<float> found(last * model.words);
-  multiply<false>(normal.data(), last, width, model.head, model.words, nullptr, found.data());
+  multiply<false>(normal.data(), last, width, model.head, model.words, model.head_bias, found.data());
   last = 0;
   for (long r = 0; r < rows; ++r)
     if (wanted[r] >= 0)
@@ -246,11 +246,11 @@ long page_size() { return PAGE; }
 // layers: ten pointers each, in the order of Layer. sizes: layers, width, heads, mlp, words, columns of the table.
 // x is overwritten. Rows bounds[i] to bounds[i + 1] are computed together and hold whole sequences.
 void decode(const void* layers, const long* windows, const long* sizes, const float* cos, const float* sin,
-            const float* norm, const float* head, float eps, const long* table, const long* places, float* x,
-            const long* sequences, const long* positions, const long* wanted, const long* bounds, long parts,
-            int threads, float* logits) {
+            const float* norm, const float* head, const float* head_bias, float eps, const long* table,
+            const long* places, float* x, const long* sequences, const long* positions, const long* wanted,
+            const long* bounds, long parts, int threads, float* logits) {
   const Model model{static_cast<const Layer*>(layers), windows, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
-                    sizes[5], table, places, cos, sin, norm, head, eps};
+                    sizes[5], table, places, cos, sin, norm, head, head_bias, eps};
   const Rows rows{x, sequences, positions, wanted};
   // Rows are computed each for itself, so a result does not depend on parts and threads.
   auto some = [&](long worker) {

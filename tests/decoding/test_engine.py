@@ -1,5 +1,6 @@
 """The decoder against transformers' own generation, and against itself in other batches."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -129,6 +130,21 @@ def test_logits_after_prefill_and_steps_are_those_of_the_whole_sequence(model: Q
         assert decoder.lengths.tolist() == [len(prompt) for prompt in asked]
         for row, prompt in enumerate(asked):
             assert_near(decoder.logits[row], fresh(model, prompt))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_what_is_read_is_what_follows_the_tokens_at_the_places(model: Qwen3ForCausalLM, biased: bool) -> None:
+    """Places of a sequence may be none, several, or its last; the outputs may be fewer than the words."""
+    sequences, places = prompts([4, 30, 6, 12]), [[1, 3], [0, 7, 8, 29], [], [5]]
+    model = copy.deepcopy(model)
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, 3, bias=biased)
+    found = make_decoder(model, LIMIT).read(sequences, places)
+    expected = [
+        fresh(model, sequence[: place + 1]) for sequence, mine in zip(sequences, places, strict=True) for place in mine
+    ]
+    assert found.shape == (7, 3)
+    for logits, wanted in zip(found, expected, strict=True):
+        assert_near(logits, wanted)
 
 
 def test_rewind_equals_a_fresh_prefill(model: Qwen3ForCausalLM) -> None:

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from peft_study.decoding.engine import make_decoder
 from peft_study.evaluation.detecting import (
     Points,
     detection_measures,
     injected_points,
     own_coverage,
     own_points,
+    padded_reader,
     pair_points,
     ranking_measures,
     score_points,
@@ -151,23 +153,35 @@ def test_scores_are_probabilities_and_do_not_depend_on_the_batch(
     make_learner: Callable[..., Learner], documents: Sequence[Document], name: str
 ) -> None:
     learner = make_learner(MethodConfig.model_validate({"name": name, "rank": 2})).eval()
+    limit = NANO.max_tokens
     with torch.no_grad():
         for parameter in learner.trainable().values():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     points = injected_points(documents, "pq")
-    for free_id in (None, word_ids(NANO)["[BACK]"]):
-        scores = score_points(learner, points, free_id=free_id)
+    for model, free_id in ((learner.detector(), None), (learner.merged(), word_ids(NANO)["[BACK]"])):
+        read = make_decoder(model, limit).read
+        scores = score_points(read, points, free_id=free_id)
         assert ((scores >= 0) & (scores <= 1)).all()
         assert len(np.unique(scores)) > len(scores) // 2
-        assert score_points(learner, points, free_id=free_id, batch_size=3) == pytest.approx(scores, abs=1e-5)
+        assert score_points(read, points, free_id=free_id, batch_size=3) == pytest.approx(scores, abs=1e-5)
+        if free_id is None:
+            assert score_points(padded_reader(learner), points) == pytest.approx(scores, abs=1e-5)
+
+
+def test_points_may_come_in_any_order(make_learner: Callable[..., Learner], documents: Sequence[Document]) -> None:
+    read = make_decoder(make_learner().detector(), NANO.max_tokens).read
+    points = injected_points(documents[:5], "pq")
+    mixed = np.random.default_rng(0).permutation(len(points.label_P))
+    columns = {name: getattr(points, name)[mixed] for name in points._fields if name.endswith("_P")}
+    assert np.array_equal(score_points(read, points._replace(**columns)), score_points(read, points)[mixed])
 
 
 def test_scores_by_hand(make_learner: Callable[..., Learner], documents: Sequence[Document]) -> None:
     """A score is the two-way softmax over [RIGHT] and [WRONG], or the softmax over all words at [BACK]."""
     learner, ids = make_learner().eval(), word_ids(NANO)
     points = injected_points(documents[:5], "pq")
-    verdicts = score_points(learner, points)
-    free = score_points(learner, points, free_id=ids["[BACK]"])
+    verdicts = score_points(make_decoder(learner.detector(), NANO.max_tokens).read, points)
+    free = score_points(make_decoder(learner.merged(), NANO.max_tokens).read, points, free_id=ids["[BACK]"])
     for i in range(len(points.label_P)):
         sequence = torch.tensor([points.sequences[points.sequence_P[i]]])
         with torch.no_grad():

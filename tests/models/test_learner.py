@@ -131,6 +131,29 @@ def test_merged_model_is_the_adapted_one(
     assert torch.equal(everywhere(learner, batch), expected)  # merging left it as it was
 
 
+def test_a_detector_is_a_plain_model_with_the_outputs_of_the_verdict(
+    make_learner: MakeLearner,
+    method: MethodConfig,
+    take_steps: TakeSteps,
+    skill_of: SkillOf,
+    batches: dict[str, Any],
+    masks_of_transformers: MasksOf,
+) -> None:
+    learner = make_learner(method)
+    learner.model.config.use_cache = False
+    take_steps(learner, skill_of(method))
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    ids = batches["correction"].ids_BT
+    detector: Any = learner.detector()
+    with torch.no_grad():
+        expected = learner.eval()(ids, torch.ones_like(ids, dtype=torch.bool), verdict=True)
+        found = detector(input_ids=ids, attention_mask=masks_of_transformers(ids, learner)).logits
+        assert found.shape == (*ids.shape, 2)
+        assert torch.allclose(found.flatten(0, 1), expected, atol=1e-5)
+        detector.lm_head.weight.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+
+
 def test_saved_and_loaded_by_strangers(
     make_learner: MakeLearner,
     method: MethodConfig,
