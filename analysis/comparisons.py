@@ -3,7 +3,7 @@
 Two arms are compared that differ in one thing, and a difference is of the same problems and bases in every draw.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from analysis.rows import BOOTSTRAP_SEED
@@ -31,7 +31,7 @@ class Comparison(NamedTuple):
     values: tuple[float, float]
     difference: Interval
     """First less second."""
-    seeds: int
+    trials: int
     """Fewest trials of either arm on the bases that both have."""
 
     @property
@@ -78,7 +78,7 @@ def _noticing(lines: Sequence[ArmSummary], samples: Samples) -> list[Comparison]
     found = []
     for line in lines:
         corrects = line.skill == "correction" and line.role in TRAINED and line.op is not None
-        twin = _other(lines, line, skill="detection") if corrects else None
+        twin = _first(_alike(lines, line, skill="detection")) if corrects else None
         if twin is None:
             continue
         for where in ("injected", "own"):
@@ -107,21 +107,30 @@ def _difference(topic: str, first: Side, second: Side, samples: Samples) -> list
 # ---- who is compared with whom
 
 
-def _other(lines: Sequence[ArmSummary], line: ArmSummary, **changes: object) -> ArmSummary | None:
-    """Return the arm that is as `line` but for `changes` of its columns; of detectors the mask says nothing."""
-    alike_in = ("skill", "method", "targets", "embeddings", "rank", "mask", "base")
-    wanted = {key: line.row[key] for key in alike_in} | changes
+def _alike(
+    lines: Sequence[ArmSummary],
+    line: ArmSummary,
+    *,
+    role: Role | None = None,
+    but: Collection[str] = (),
+    **changes: object,
+) -> list[ArmSummary]:
+    """Return the other arms that are as `line` in all columns but those named `but`, and those that `changes` sets.
+
+    `role` is that of `line` where it is not given; of detectors the mask says nothing.
+    """
+    columns = {"skill", "method", "targets", "embeddings", "rank", "mask", "base"}
+    wanted = {column: line.row[column] for column in columns.difference(but)} | changes
     if wanted["skill"] == "detection":
-        wanted.pop("mask")
-    alike = (
+        wanted.pop("mask", None)
+    skill = wanted.pop("skill")
+    return [
         other
         for other in lines
         if other.arm != line.arm
-        and other.role is line.role
-        and other.skill == wanted["skill"]
-        and all(other.row[key] == value for key, value in wanted.items())
-    )
-    return next(alike, None)
+        and (other.skill, other.role) == (skill, role or line.role)
+        and all(other.row[column] == value for column, value in wanted.items())
+    ]
 
 
 def _reference(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
@@ -129,66 +138,54 @@ def _reference(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | No
     return next((other for other in lines if (other.skill, other.role) == (line.skill, role)), None)
 
 
+def _base(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
+    of_role = (other for other in lines if (other.skill, other.role) == ("correction", Role.BASE))
+    return next(of_role, None) if line.skill == "correction" else None
+
+
 def _full(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    if line.role is not Role.ADAPTER:
-        return None
-    alike = (
-        other
-        for other in lines
-        if (other.skill, other.role) == (line.skill, Role.FULL)
-        and (line.skill == "detection" or other.row["mask"] == line.row["mask"])
-    )
-    return next(alike, None)
+    of_adapters = ("method", "targets", "embeddings", "rank")
+    return _first(_alike(lines, line, role=Role.FULL, but=of_adapters)) if line.role is Role.ADAPTER else None
 
 
 def _lowest_rank(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    if line.role is not Role.ADAPTER:
-        return None
-    kind = ("skill", "targets", "embeddings", "mask")
-    ranks = [
-        other.row["rank"]
-        for other in lines
-        if other.role is Role.ADAPTER and all(other.row[key] == line.row[key] for key in kind)
-    ]
-    lowest = min(ranks)
-    return _other(lines, line, rank=lowest) if line.row["rank"] != lowest else None
+    lower = [other for other in _alike(lines, line, but=["rank"]) if (other.row["rank"] or 0) < (line.row["rank"] or 0)]
+    return min(lower, key=lambda other: other.row["rank"], default=None)
 
 
 def _all_linear(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
     if line.role is not Role.ADAPTER or line.row["targets"] == "all-linear":
         return None
-    return _other(lines, line, targets="all-linear")
+    return _first(_alike(lines, line, targets="all-linear"))
 
 
 def _as_large(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    if line.role is not Role.ADAPTER or line.row["targets"] == "all-linear" or not line.row["trainable_params"]:
+    size = line.row["trainable_params"]
+    if line.role is not Role.ADAPTER or line.row["targets"] == "all-linear" or not size:
         return None
-    alike = (
-        other
-        for other in lines
-        if other.role is Role.ADAPTER
-        and other.row["targets"] == "all-linear"
-        and all(other.row[key] == line.row[key] for key in ("skill", "embeddings", "mask"))
-        and other.row["trainable_params"]
-        and abs(other.row["trainable_params"] / line.row["trainable_params"] - 1) <= SAME_SIZE
-    )
-    return next(alike, None)
+    alike = _alike(lines, line, targets="all-linear", but=["rank"])
+    return _first([other for other in alike if abs((other.row["trainable_params"] or 0) / size - 1) <= SAME_SIZE])
 
 
 def _rows(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
     if line.role is not Role.ADAPTER or line.row["embeddings"] == "rows":
         return None
-    return _other(lines, line, embeddings="rows")
+    return _first(_alike(lines, line, embeddings="rows"))
 
 
 def _masked(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
     if line.skill == "detection" or line.row["mask"]:
         return None
-    return _other(lines, line, mask=True)
+    return _first(_alike(lines, line, mask=True))
+
+
+def _first(lines: Sequence[ArmSummary]) -> ArmSummary | None:
+    return next(iter(lines), None)
 
 
 _TOPICS: dict[str, Callable[[ArmSummary, Sequence[ArmSummary]], ArmSummary | None]] = {
     "beyond the reference below": _reference,
+    "beyond the base as it is": _base,
     "short of full fine-tuning": _full,
     "rank": _lowest_rank,
     "matrices, at the same rank": _all_linear,

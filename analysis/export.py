@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from analysis.rows import SweepRecord, TrialRecord, rows_of
-from analysis.stats import Key, Sample
+from analysis.rows import SweepRecord, TrialRecord, kept_samples, rows_of
 from analysis.table import read_results, write_results
 from peft_study.errors import DataError
 from peft_study.records import Status
@@ -94,7 +93,7 @@ def read_sweep(sweep: str, runs: Path) -> SweepRecord:
         question=about.get("question") or "",
         first_look=bool(about.get("first_look")),
         gap=about.get("gap") or {},
-        figure=about.get("figure") or "",
+        figures=tuple(about.get("figures", ("headline",))),
         trials=tuple(_read_trial(cell, children.get(cell["trial"], []), artifacts) for cell in plan),
     )
 
@@ -144,10 +143,7 @@ def _read_trial(cell: dict[str, Any], runs: list["Run"], artifacts: _Artifacts) 
     outcomes, kept = {}, None
     if status is Status.FINISHED and "reused" in result:
         trials = read_trials(artifacts.read(runs[0], SAMPLES), source=Path(cell["trial"], SAMPLES))
-        kept = {
-            Key(*sample[:3]): Sample(sample.value, sample.draws.astype(np.float64), sample.problems)
-            for sample in trials[cell["trial"]].samples
-        }
+        kept = kept_samples(trials[cell["trial"]])
     elif status is Status.FINISHED:
         with np.load(io.BytesIO(artifacts.read(runs[0], "outcomes.npz")), allow_pickle=False) as file:
             outcomes = dict(file)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from analysis.gap import Gap, gap_closed
 from analysis.stats import Arrays, Key, Sample, TrialSample, pool, samples_of
 from peft_study.evaluation.config import NaturalEvaluationConfig
@@ -14,6 +16,7 @@ from peft_study.records import METRICS, Status
 from peft_study.rng import derive_seed
 from peft_study.stats import percentile_interval
 from peft_study.study.config import TrialConfig, flatten
+from peft_study.study.reuse import KeptTrial
 
 Row = dict[str, Any]
 
@@ -67,6 +70,22 @@ class TrialRecord:
         return samples_of(self.outcomes, n=n, seed=BOOTSTRAP_SEED)
 
 
+def kept_samples(kept: KeptTrial) -> dict[Key, Sample]:
+    """Return what can be pooled of a trial that was taken from a published table."""
+    return {
+        Key(*sample[:3]): Sample(sample.value, sample.draws.astype(np.float64), sample.problems)
+        for sample in kept.samples
+    }
+
+
+def kept_record(trial: str, kept: KeptTrial) -> TrialRecord:
+    """Return the record of a finished trial as it was published."""
+    result = kept.result
+    return TrialRecord(
+        trial, result["arm"], Status.FINISHED, "", result["config"], result, outcomes={}, kept=kept_samples(kept)
+    )
+
+
 class SweepRecord(NamedTuple):
     """What is known of a sweep."""
 
@@ -75,8 +94,8 @@ class SweepRecord(NamedTuple):
     first_look: bool
     gap: dict[str, dict[str, str]]
     """Skill to the arms that are its `lower` and `upper` reference."""
-    figure: str
-    """The figure it feeds."""
+    figures: tuple[str, ...]
+    """The figures it feeds."""
     trials: tuple[TrialRecord, ...]
 
 

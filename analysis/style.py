@@ -94,6 +94,19 @@ def spread(positions: Sequence[float], apart: float, low: float, high: float) ->
     return placed
 
 
+def error_bars(intervals: Sequence[tuple[float, float, float]]) -> tuple[list[float], list[float]]:
+    """Return how far bars reach below and above each value of (value, low, high).
+
+    A percentile interval can miss its own value by a hair, and a bar of negative length cannot be drawn.
+
+    >>> error_bars([(2.0, 1.5, 4.0), (1.0, 1.25, 1.5)])
+    ([0.5, 0.0], [2.0, 0.5])
+    """
+    below = [max(0.0, value - low) for value, low, _ in intervals]
+    above = [max(0.0, high - value) for value, _, high in intervals]
+    return below, above
+
+
 def strip_labels(axes: Axes, x: float, values: Sequence[float], texts: Sequence[str], colours: Sequence[str]) -> None:
     """Write `texts` at x (0 to 1 across the axes), each near its value and none over another."""
     low, high = axes.get_ylim()

@@ -73,6 +73,8 @@ class Counts(NamedTuple):
     failed: int
     unfinished: int
     """Killed, pruned or not yet run."""
+    to_come: int
+    """Those that a sweep which goes on would run: killed or not yet run."""
     families: tuple[str, ...]
     notes: tuple[str, ...]
     """What references rest on, where they have fewer trials than an arm."""
@@ -155,6 +157,7 @@ def counts_of(frame: pd.DataFrame) -> Counts:
         planned=len(status),
         failed=sum(value is Status.FAILED for value in status.values()),
         unfinished=sum(value not in (Status.FAILED, Status.FINISHED) for value in status.values()),
+        to_come=sum(value in (Status.KILLED, Status.MISSING) for value in status.values()),
         families=tuple(sorted({row["family"] for row in rows})),
         notes=tuple(dict.fromkeys(note for line in lines for note in line.notes)),
     )
@@ -173,7 +176,8 @@ def needed_for_claim(counts: Counts) -> list[tuple[int, int, str]]:
 
 def missing_for_claim(counts: Counts) -> list[str]:
     """Return what a claim would need more of, e.g. '3 seeds (here 2)'."""
-    return [f"{need:,} {what} (here {got:,})" for need, got, what in needed_for_claim(counts) if got < need]
+    missing = [f"{need:,} {what} (here {got:,})" for need, got, what in needed_for_claim(counts) if got < need]
+    return missing + [f"{counts.to_come:,} of the {counts.planned:,} trials planned"] * bool(counts.to_come)
 
 
 def is_synthetic(counts: Counts) -> bool:

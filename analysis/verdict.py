@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from analysis.comparisons import Comparison
 from analysis.figures.learning_rate import LearningRateInfo
 from analysis.summary import (
     SKILLS,
@@ -109,6 +110,20 @@ def _contrast(lines: Sequence[ArmSummary]) -> str:
         parts.append(f"the two are not distinguishable at {_listed(apart[''])}")
     text = "; ".join(parts)
     return f"**Side by side**, {text}." if text else ""
+
+
+def comparison_sentences(found: Sequence[Comparison]) -> list[str]:
+    """Return for each measure which arms are higher, lower and not distinguishable, with what they differ by."""
+    sentences = []
+    for measure in dict.fromkeys(each.measure for each in found):
+        of_verdict: dict[str, list[str]] = {"higher": [], "lower": [], "not distinguishable": []}
+        for each in found:
+            if each.measure == measure:
+                difference = f"{each.difference.value:+.3f}".replace("-", MINUS)
+                of_verdict[each.verdict].append(f"{each.first} ({difference})")
+        parts = [f"{verdict}: {_listed(names)}" for verdict, names in of_verdict.items() if names]
+        sentences.append(f"**{measure}**: {'; '.join(parts)}.")
+    return sentences
 
 
 def learning_rate_sentences(info: LearningRateInfo) -> list[str]:

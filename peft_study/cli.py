@@ -393,6 +393,15 @@ def publish(
 
 
 @app.command()
+def pages(results: ResultsOption = RESULTS) -> None:
+    """Make the parts of README and docs/results.md that come from published tables anew."""
+    from analysis.blocks import refill_pages
+
+    for path in refill_pages(results):
+        typer.echo(path)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1.")] = 5000, runs: RunsOption = RUNS
 ) -> None:

@@ -8,7 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from analysis.style import FAINT, INK, MUTED, SKILL_COLOURS, SKILL_MARKERS, look, new_figure, short_count, strip_labels
+from analysis.style import (
+    FAINT,
+    INK,
+    MUTED,
+    SKILL_COLOURS,
+    SKILL_MARKERS,
+    error_bars,
+    look,
+    new_figure,
+    short_count,
+    strip_labels,
+)
 from analysis.summary import SKILLS, ArmSummary, Counts, Interval, Role, counts_of, name_of, on_curve, summarize
 
 _LEAST_SPAN = 0.05
@@ -99,7 +110,7 @@ def describe(info: HeadlineInfo) -> str:
 def _curves(skill: str, lines: Sequence[ArmSummary], scale: str) -> tuple[Curve, ...]:
     """Return a curve for each kind of adapter; its text names what differs between kinds."""
     fulls = {
-        bool(line.row["mask"]): point for line in lines if line.role is Role.FULL for point in _points([line], scale)
+        bool(line.row["mask"]): point for line in lines if line.role is Role.FULL for point in points_of([line], scale)
     }
     kinds: dict[tuple[str, ...], list[ArmSummary]] = {}
     for line in lines:
@@ -112,12 +123,12 @@ def _curves(skill: str, lines: Sequence[ArmSummary], scale: str) -> tuple[Curve,
     for kind, members in kinds.items():
         text = ", ".join([skill, *(kind[place] for place in varying)])
         # Full fine-tuning hangs on the first curve that learns as it does.
-        curves.append(Curve(skill, text, _points(members, scale), fulls.pop(kind[2] == "masked", None)))
+        curves.append(Curve(skill, text, points_of(members, scale), fulls.pop(kind[2] == "masked", None)))
     curves += [Curve(skill, skill, (), full) for full in fulls.values()]
     return tuple(curve for curve in curves if curve.points or curve.full)
 
 
-def _points(lines: Sequence[ArmSummary], scale: str) -> tuple[Point, ...]:
+def points_of(lines: Sequence[ArmSummary], scale: str) -> tuple[Point, ...]:
     """Return the measured arms in the order of their trainable parameters."""
     found = []
     for line in lines:
@@ -212,11 +223,9 @@ def _draw_curve(axes: Axes, curve: Curve, place: int) -> None:
 
 def _draw_points(axes: Axes, points: Sequence[Point], **style: str) -> None:
     values = [point.interval.value for point in points]
-    # A percentile interval can miss its own value by a hair; a bar of negative length cannot be drawn.
-    below = [max(0.0, point.interval.value - point.interval.low) for point in points]
-    above = [max(0.0, point.interval.high - point.interval.value) for point in points]
+    bars = error_bars([point.interval for point in points])
     params = [point.params for point in points]
-    axes.errorbar(params, values, yerr=(below, above), markersize=6, capsize=0, elinewidth=1.2, zorder=3, **style)  # pyright: ignore[reportArgumentType]
+    axes.errorbar(params, values, yerr=bars, markersize=6, capsize=0, elinewidth=1.2, zorder=3, **style)  # pyright: ignore[reportArgumentType]
 
 
 def _label_gap(axes: Axes, info: HeadlineInfo) -> None:

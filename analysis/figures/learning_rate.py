@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from analysis.style import FAINT, INK, SKILL_COLOURS, look, new_figure, strip_labels
+from analysis.style import FAINT, INK, SKILL_COLOURS, error_bars, look, new_figure, strip_labels
 from analysis.summary import SKILLS, Counts, Interval, Row, counts_of
 from analysis.table import arm_rows, to_rows, trial_rows
 from peft_study.records import Status
@@ -141,9 +141,8 @@ def _draw_panel(axes: Axes, curves: Sequence[Tuned]) -> None:
     for tuned, colour in zip(curves, _shades(curves), strict=True):
         lrs = [rate.lr for rate in tuned.rates]
         values = [rate.interval.value for rate in tuned.rates]
-        below = [max(0.0, rate.interval.value - rate.interval.low) for rate in tuned.rates]
-        above = [max(0.0, rate.interval.high - rate.interval.value) for rate in tuned.rates]
-        axes.errorbar(lrs, values, yerr=(below, above), color=colour, marker="o", markersize=4, elinewidth=1)
+        bars = error_bars([rate.interval for rate in tuned.rates])
+        axes.errorbar(lrs, values, yerr=bars, color=colour, marker="o", markersize=4, elinewidth=1)
         best = [tuned.best.lr], [tuned.best.interval.value]
         axes.plot(*best, marker="o", markersize=10, markerfacecolor="none", markeredgecolor=INK, zorder=4)
     said: list[tuple[float, float]] = []

@@ -130,8 +130,8 @@ class Sweep(_Strict):
     """What the sweep is to answer, in one sentence."""
     first_look: bool = False
     """Too few seeds for a verdict: the report says `first look` and gives none."""
-    figure: str = ""
-    """The figure it feeds."""
+    figures: tuple[str, ...] = ("headline",)
+    """The figures it feeds, in the order of its report."""
     trial: dict[str, Any] = {}
     """Config tree: the defaults of all trials."""
     seeds: Seeds = (0,)

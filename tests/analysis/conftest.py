@@ -104,7 +104,7 @@ def make_trial(arm: str, seed: int, *, status: Status = Status.FINISHED, outcome
 def make_sweep(trials: list[TrialRecord], name: str = "made-up") -> SweepRecord:
     """Return a sweep of `trials`."""
     question = "How do correction and detection respond to the same low-rank adaptation?"
-    return SweepRecord(name, question, True, GAP, "headline", tuple(trials))
+    return SweepRecord(name, question, True, GAP, ("headline",), tuple(trials))
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +134,7 @@ def write_store(runs: Path, sweep: SweepRecord) -> None:
     client, parent = tracker.client, tracker.open_parent().info.run_id
     plan = [{"trial": t.trial, "arm": t.arm, "config": t.config, "alarms": list(t.alarms)} for t in sweep.trials]
     client.log_text(parent, json.dumps(plan), "plan.json")
-    about = {"question": sweep.question, "first_look": sweep.first_look, "gap": sweep.gap, "figure": sweep.figure}
+    about = {"question": sweep.question, "first_look": sweep.first_look, "gap": sweep.gap, "figures": sweep.figures}
     client.log_text(parent, json.dumps(about), "sweep.json")
     for record in sweep.trials:
         if record.status is Status.MISSING:

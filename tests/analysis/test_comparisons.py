@@ -40,7 +40,7 @@ def compared(made: SimpleNamespace, trials: list[TrialRecord]) -> dict[str, list
 
 
 def test_whole_sweep(made: SimpleNamespace) -> None:
-    arms = ("control", "probe", "correction-r1", "correction-r16", "full", "detection-r1", "detection-r16")
+    arms = ("base", "control", "probe", "correction-r1", "correction-r16", "full", "detection-r1", "detection-r16")
     found = compared(made, [made.trial(arm, seed) for arm in arms for seed in (0, 1)])
     pairs = {topic: [(each.first, each.second) for each in of_topic] for topic, of_topic in found.items()}
     low, high, full = "LoRA all-linear rank 1", "LoRA all-linear rank 16", "full fine-tuning"
@@ -49,6 +49,7 @@ def test_whole_sweep(made: SimpleNamespace) -> None:
             *((name, "control") for name in (low, high, full)),
             *((name, "probe") for name in (low, high)),
         ],
+        "beyond the base as it is": [(name, "base as it is") for name in (low, high, full)],
         "short of full fine-tuning": [(low, full), (high, full)],
         "rank": [(high, low), (high, low)],
         "noticing: a correction model's own [BACK] beside a detector": [(low, low), (high, high)],
@@ -109,4 +110,4 @@ def test_arms_that_differ_in_one_thing(made: SimpleNamespace, made_from: Callabl
         "rows of the new words": [("LoRA all-linear embeddings=none rank 4", all_linear)],
         "loss on mistakes too": [("LoRA all-linear unmasked rank 4", all_linear)],
     }
-    assert all(each.seeds == 1 and each.verdict == "not distinguishable" for of in found.values() for each in of)
+    assert all(each.trials == 1 and each.verdict == "not distinguishable" for of in found.values() for each in of)

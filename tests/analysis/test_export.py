@@ -31,7 +31,7 @@ def test_a_second_export_changes_nothing(runs: Path, sweep: SweepRecord) -> None
 
 def test_sweep_is_read_with_its_question_and_roles(runs: Path, sweep: SweepRecord) -> None:
     read = read_sweep(sweep.name, runs)
-    assert (read.question, read.first_look, read.gap, read.figure) == (sweep.question, True, sweep.gap, "headline")
+    assert (read.question, read.first_look, read.gap, read.figures) == (sweep.question, True, sweep.gap, ("headline",))
     assert [(record.trial, record.status) for record in read.trials] == [
         (record.trial, record.status) for record in sweep.trials
     ]

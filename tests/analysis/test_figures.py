@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from analysis.figures import headline, learning_rate
+from analysis.figures import headline, learning_rate, targets
 from analysis.rows import rows_of
 from analysis.style import SKILL_COLOURS, render, spread
 from analysis.table import arm_rows, to_frame, to_rows, write_results
@@ -84,6 +84,33 @@ def test_headline_names_the_target_sets_where_there_are_several(made: SimpleName
     info = headline.compute(to_frame(rows_of(made.sweep([first, second, third]))))
     assert [curve.text for curve in info.raw["correction"].curves] == ["correction"]
     assert [point.text for point in info.raw["correction"].curves[0].points] == ["r16"]
+
+
+def test_targets_has_a_curve_for_each_set_of_matrices(made: SimpleNamespace) -> None:
+    """Others than those that learn as the headline does are left out: unmasked, or with other rows of new words."""
+    names = ("control", "full", "correction-r1", "correction-r4", "correction-r16", "probe", "detection-r4")
+    trials = {name: made.trial(name, 0) for name in names}
+    trials["correction-r4"].config["method"]["targets"] = "qv"
+    others = {"unmasked": ("skill", "mask", False), "without rows": ("method", "embeddings", "none")}
+    for name, (part, key, value) in others.items():
+        trials[name] = replace(made.trial("correction-r4", 0), arm=name, trial=f"{name}-s0-b0-0123456789")
+        trials[name].config[part][key] = value
+    frame = to_frame(rows_of(made.sweep(list(trials.values()))))
+    info = targets.compute(frame)
+    assert list(info.panels) == ["correction", "detection"]
+    found = {curve.targets: [point.text for point in curve.points] for curve in info.panels["correction"].curves}
+    assert found == {"all-linear": ["r1", "r16"], "qv": ["r4"]}
+    (point,) = info.panels["correction"].curves[1].points
+    assert (point.params, point.interval) == (42_000, pooled(frame, "correction-r4", "accuracy"))
+    levels = {reference.text: reference.interval for reference in info.panels["correction"].references}
+    assert levels == {
+        "control": pooled(frame, "control", "accuracy"),
+        "full fine-tuning": pooled(frame, "full", "accuracy"),
+    }
+    assert [reference.text for reference in info.panels["detection"].references] == ["probe"]
+    texts = [text.get_text() for axes in targets.draw(info).axes for text in axes.texts]
+    assert {"r1", "r4", "r16", "control", "full fine-tuning", "probe"} == set(texts)
+    assert "Dashed" in targets.describe(info)
 
 
 def test_headline_hangs_full_fine_tuning_on_what_learns_alike(made: SimpleNamespace) -> None:

@@ -62,7 +62,7 @@ def test_a_curve_that_still_rises_is_an_alarm(made: SimpleNamespace) -> None:
 
 
 def test_what_a_claim_lacks_is_named() -> None:
-    counts = Counts((2, 2), 1, 512, 16, 0, 0, ("nano",), ())
+    counts = Counts((2, 2), 1, 512, 16, 0, 0, 0, ("nano",), ())
     assert missing_for_claim(counts) == [
         "3 seeds (here 2)",
         "2 base pairs (here 1)",
@@ -70,6 +70,7 @@ def test_what_a_claim_lacks_is_named() -> None:
     ]
     enough = counts._replace(seeds=(3, 3), bases=2, problems=4096)
     assert missing_for_claim(enough) == []
+    assert missing_for_claim(enough._replace(to_come=3)) == ["3 of the 16 trials planned"]
     assert "First look" in standing(counts, first_look=True)
     assert "No verdict" in standing(counts, first_look=False)
     assert "these runs have them" in standing(enough, first_look=False)

@@ -1,0 +1,239 @@
+"""Parts of pages that are made from a published sweep, so that no number in them is written by hand.
+
+A page has them between two comments, which stay, and each publication makes anew what stands between:
+
+    <!-- lora_rank: curve -->
+    <!-- end -->
+"""
+
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from analysis import verdict
+from analysis.comparisons import Comparison, compare, full_name, headline_key
+from analysis.figures import headline, targets
+from analysis.page import Element, Table, Text, to_markdown
+from analysis.rows import SweepRecord, arm_samples, kept_record
+from analysis.sections import comparison_note, comparison_table, departure_counts, departure_table, paper_tables
+from analysis.summary import ArmSummary, Interval, Role, caption, counts_of, on_curve, summarize
+from analysis.table import arm_of, arm_rows, read_results, to_rows, trial_rows, write_if_changed
+from analysis.verdict import show
+from peft_study.errors import DataError
+from peft_study.study.reuse import read_trials, trials_path
+
+PAGES = ("README.md", "docs/results.md")
+"""Pages of the repository that have such parts."""
+_MARKS = re.compile(r"(<!-- ([\w-]+): ([\w ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+class Published(NamedTuple):
+    """A published sweep."""
+
+    frame: pd.DataFrame
+    record: SweepRecord
+    """Its finished trials."""
+    lines: list[ArmSummary]
+    comparisons: list[Comparison]
+
+
+def read_published(sweep: str, results: Path) -> Published:
+    """Return what is published of `sweep` in the folder `results`."""
+    table = results / f"{sweep}.csv"
+    frame, source = read_results(table), trials_path(table)
+    if not source.is_file():
+        raise DataError(f"{source} is missing, without which {table} cannot be put into a page; publish {sweep} again")
+    kept = read_trials(source.read_bytes(), source=source)
+    trials = tuple(kept_record(name, trial) for name, trial in kept.items())
+    lines = summarize(frame)
+    return Published(frame, SweepRecord(sweep, "", False, {}, (), trials), lines, compare(lines, arm_samples(trials)))
+
+
+def refill(text: str, results: Path, *, sweep: str | None = None) -> str:
+    """Return the page `text` with all its parts made anew, or those of `sweep` alone."""
+    read: dict[str, Published] = {}
+
+    def make(found: re.Match[str]) -> str:
+        opening, name, part, old, end = found.groups()
+        if sweep not in (None, name):
+            return opening + old + end
+        if part not in BLOCKS:
+            near = difflib.get_close_matches(part, BLOCKS, n=1, cutoff=0)[0]
+            raise DataError(f"there is no part {part!r} of a page; the nearest is {near!r}, all: {', '.join(BLOCKS)}")
+        if name not in read:
+            read[name] = read_published(name, results)
+        return f"{opening}\n{to_markdown(BLOCKS[part](read[name]))}\n{end}"
+
+    return _MARKS.sub(make, text)
+
+
+def refill_pages(results: Path, *, sweep: str | None = None) -> list[Path]:
+    """Make the parts of the pages beside the folder `results` anew, or those of `sweep`; return what was changed."""
+    found = [path for path in (results.parent / name for name in PAGES) if path.is_file()]
+    return [path for path in found if write_if_changed(path, refill(path.read_text(), results, sweep=sweep).encode())]
+
+
+# ---- the parts
+
+
+def _standing(sweep: Published) -> list[Element]:
+    counts = counts_of(sweep.frame)
+    missing = f", {counts.to_come} are not run yet" if counts.to_come else ""
+    finished = counts.planned - counts.failed - counts.unfinished
+    progress = f"Of {counts.planned} trials {finished} are finished, {counts.failed} failed{missing}."
+    return [Text(f"{progress} {verdict.standing(counts, first_look=False)}")]
+
+
+def _answer(sweep: Published) -> list[Element]:
+    return [Text(text) for text in verdict.headline_sentences(sweep.lines)]
+
+
+def _curve(sweep: Published) -> list[Element]:
+    """Return both skills side by side: references, ranks, full fine-tuning."""
+    own = _own(sweep.frame)
+    lines = [line for line in sweep.lines if on_curve(line, sweep.lines)]
+    masked = {_place(line): line for line in lines if line.skill == "correction" and line.row["mask"]}
+    unmasked = {_place(line): line for line in lines if line.skill == "correction" and not line.row["mask"]}
+    detectors = {_place(line): line for line in lines if line.skill == "detection"}
+    rows = []
+    for place in sorted({*masked, *unmasked, *detectors}):
+        solved, detected = masked.get(place), detectors.get(place)
+        cells = [_ROW_NAMES[place.role] + (f" {place.rank}" if place.rank else "")]
+        cells += [show(solved.raw, 3), show(solved.gap, 2)] if solved else ["", ""]
+        if unmasked:
+            cells.append(show(unmasked[place].raw, 3) if place in unmasked else "")
+        cells += [show(detected.raw, 3), show(own.get((detected.arm, detected.metric)), 3)] if detected else ["", ""]
+        rows.append([*cells, show(detected.gap, 2) if detected else ""])
+    op = next((line.op for line in lines if line.op), None)
+    at = f" at op {op}" if op else ""
+    header = ["", f"correction: solved{at}", "gap closed"] + ["solved, loss on mistakes too"] * bool(unmasked)
+    return [Table([*header, f"detection: AUROC{at}", "own mistakes", "gap closed"], rows)]
+
+
+class _Place(NamedTuple):
+    """Where an arm stands in the table of both skills; arms that are compared stand together."""
+
+    order: int
+    rank: int
+    role: Role
+
+
+_ROW_NAMES = {
+    Role.BASE: "error-free base as it is",
+    Role.CONTROL: "lower reference: control / probe",
+    Role.ADAPTER: "LoRA rank",
+    Role.FULL: "full fine-tuning",
+    Role.PRETRAINED: "retry base as it is",
+    Role.UPPER: "upper reference: retry base, trained as long",
+}
+
+
+def _place(line: ArmSummary) -> _Place:
+    role = Role.CONTROL if line.role is Role.PROBE else line.role
+    return _Place(list(_ROW_NAMES).index(role), int(line.row["rank"] or 0) if role is Role.ADAPTER else 0, role)
+
+
+def _own(frame: pd.DataFrame) -> dict[tuple[str, str], Interval]:
+    """Return how each arm and metric ranks the base's own mistakes."""
+    return {
+        (row["trial"], row["metric"]): Interval(row["value"], row["low"], row["high"])
+        for row in to_rows(arm_rows(frame))
+        if row["set"] == "own" and row["value"] is not None
+    }
+
+
+def _topic(topic: str) -> Callable[[Published], list[Element]]:
+    def part(sweep: Published) -> list[Element]:
+        found = [each for each in sweep.comparisons if each.topic.partition(":")[0] == topic]
+        if not found:
+            return [Text("Nothing to compare yet.")]
+        return [*(Text(text) for text in verdict.comparison_sentences(found)), comparison_table(found)]
+
+    return part
+
+
+def _note(sweep: Published) -> list[Element]:
+    return [Text(comparison_note(sweep.comparisons))]
+
+
+def _paper(sweep: Published) -> list[Element]:
+    # Its heading is the page's.
+    return paper_tables(sweep.lines)[1:]
+
+
+def _errors(sweep: Published) -> list[Element]:
+    """Return where solutions leave the way, and what is taken back, of references and the masked curve."""
+    correcting = [line for line in sweep.lines if line.skill == "correction" and line.row["mask"]]
+    shown = sorted((line for line in correcting if on_curve(line, sweep.lines)), key=_place)
+    if not shown:
+        return [Text("Nothing is measured yet.")]
+    key = headline_key(shown[0])
+    counts = departure_counts(sweep.record).get(f"{key.set}_{key.op}", {})
+    names = {line.arm: full_name(line) for line in shown}
+    taken = _means(sweep.frame, key.set, key.op)
+    rows = [[name, *(_mean(taken.get(arm, {}).get(metric)) for metric in _TAKEN_BACK)] for arm, name in names.items()]
+    return [
+        departure_table({name: counts[arm] for arm, name in names.items() if arm in counts}),
+        Table(("arm", *_TAKEN_BACK.values()), rows),
+    ]
+
+
+_TAKEN_BACK = {
+    "retries_right": "retractions in a right solution",
+    "retries_wrong": "in a wrong one",
+    "won_by_retraction": "won with a retraction",
+}
+"""Measure to the head of its column."""
+
+
+def _means(frame: pd.DataFrame, set_name: str, op: int | None) -> dict[str, dict[str, float]]:
+    """Return the mean over its trials of each measure of each arm."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for row in to_rows(trial_rows(frame)):
+        if (row["set"], row["op"]) == (set_name, op) and row["value"] is not None:
+            values.setdefault(arm_of(row["trial"]), {}).setdefault(row["metric"], []).append(row["value"])
+    return {
+        arm: {metric: sum(of_metric) / len(of_metric) for metric, of_metric in of_arm.items()}
+        for arm, of_arm in values.items()
+    }
+
+
+def _mean(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _below(module_name: str) -> Callable[[Published], list[Element]]:
+    module = {"headline": headline, "targets": targets}[module_name]
+
+    def part(sweep: Published) -> list[Element]:
+        counts = counts_of(sweep.frame)
+        first = bool(verdict.missing_for_claim(counts))
+        return [Text(f"*{module.describe(module.compute(sweep.frame))} {caption(counts, first_look=first)}*")]
+
+    return part
+
+
+BLOCKS: dict[str, Callable[[Published], list[Element]]] = {
+    "standing": _standing,
+    "answer": _answer,
+    "curve": _curve,
+    "below the headline": _below("headline"),
+    "below the targets": _below("targets"),
+    "comparisons": _note,
+    "reference": _topic("beyond the reference below"),
+    "base": _topic("beyond the base as it is"),
+    "full": _topic("short of full fine-tuning"),
+    "rank": _topic("rank"),
+    "matrices": _topic("matrices, at the same rank"),
+    "size": _topic("matrices, with as many parameters"),
+    "rows": _topic("rows of the new words"),
+    "mask": _topic("loss on mistakes too"),
+    "noticing": _topic("noticing"),
+    "paper": _paper,
+    "errors": _errors,
+}
+"""Name of a part to what makes it."""

@@ -1,0 +1,126 @@
+"""The target sets figure: both skills against trainable parameters, a curve for each set of adapted matrices."""
+
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from analysis.figures.headline import Point, Reference, points_of
+from analysis.style import FAINT, INK, MUTED, SKILL_COLOURS, error_bars, look, new_figure, short_count, strip_labels
+from analysis.summary import SKILLS, ArmSummary, Counts, Role, counts_of, name_of, summarize
+
+_MARKS = {
+    "all-linear": (INK, "o"),
+    "attention": ("#009e73", "^"),
+    "mlp": ("#cc79a7", "D"),
+    "qv": ("#e69f00", "s"),
+}
+"""Colours of Okabe and Ito, and marks that differ where colours do not."""
+_LEVELS = {"correction": (Role.CONTROL, Role.FULL), "detection": (Role.PROBE, Role.FULL)}
+
+
+class TargetCurve(NamedTuple):
+    """The ranks of one target set."""
+
+    targets: str
+    points: tuple[Point, ...]
+
+
+class TargetPanel(NamedTuple):
+    """What one skill shows."""
+
+    curves: tuple[TargetCurve, ...]
+    references: tuple[Reference, ...]
+    op: int | None
+
+
+class TargetsInfo(NamedTuple):
+    """What the figure shows."""
+
+    panels: dict[str, TargetPanel]
+    """Skill to its raw values."""
+    counts: Counts
+
+
+def compute(frame: pd.DataFrame) -> TargetsInfo:
+    """Return the raw values of adapters that train the new words' rows, correction without loss on mistakes."""
+    lines = summarize(frame)
+    panels = {}
+    for skill in SKILLS:
+        mine = [line for line in lines if line.skill == skill and (skill == "detection" or line.row["mask"])]
+        curves = tuple(
+            TargetCurve(targets, points)
+            for targets in _MARKS
+            if (points := points_of([line for line in mine if _is_on(line, targets)], "raw"))
+        )
+        references = tuple(
+            Reference(name_of(line), line.raw)
+            for role in _LEVELS[skill]
+            for line in mine
+            if line.role is role and line.raw is not None
+        )
+        if curves:
+            panels[skill] = TargetPanel(curves, references, mine[0].op)
+    return TargetsInfo(panels, counts_of(frame))
+
+
+def _is_on(line: ArmSummary, targets: str) -> bool:
+    return line.role is Role.ADAPTER and (line.row["targets"], line.row["embeddings"]) == (targets, "rows")
+
+
+def describe(info: TargetsInfo) -> str:
+    """Return what a reader must know of the marks in the figure."""
+    mask = " without loss on mistakes" if "correction" in info.panels else ""
+    return (
+        f"Adapters on sets of matrices{mask}, each mark with its rank; what stands above another on a vertical line is "
+        "better for the same number of trained parameters. Dashed: what nothing and everything trained would give, the "
+        "control or the probe, and full fine-tuning, with their intervals."
+    )
+
+
+def draw(info: TargetsInfo) -> Figure:
+    """Draw a panel for each skill."""
+    with look():
+        figure = new_figure(10.0, 4.4)
+        grid = figure.add_gridspec(1, len(info.panels) or 1)
+        drawn: list[tuple[Axes, TargetPanel]] = []
+        for column, (skill, panel) in enumerate(info.panels.items()):
+            axes = figure.add_subplot(grid[0, column])
+            _draw_panel(axes, panel)
+            of = f" at op {panel.op}" if panel.op is not None else ""
+            metric = f"share solved{of}" if skill == "correction" else f"AUROC{of}, injected mistakes"
+            axes.set_title(f"{skill.capitalize()}: {metric}", color=SKILL_COLOURS[skill])
+            drawn.append((axes, panel))
+        # The layout must settle before labels can be kept apart in points.
+        figure.canvas.draw()
+        for axes, panel in drawn:
+            texts = [reference.text for reference in panel.references]
+            values = [reference.interval.value for reference in panel.references]
+            strip_labels(axes, 1.01, values, texts, [MUTED] * len(texts))
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: TargetPanel) -> None:
+    for reference in panel.references:
+        axes.axhline(reference.interval.value, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        axes.axhspan(reference.interval.low, reference.interval.high, color=MUTED, alpha=0.08, linewidth=0, zorder=0)
+    for curve in panel.curves:
+        colour, marker = _MARKS[curve.targets]
+        params, values = [point.params for point in curve.points], [point.interval.value for point in curve.points]
+        bars = error_bars([point.interval for point in curve.points])
+        style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.2, "label": curve.targets}
+        axes.errorbar(params, values, yerr=bars, elinewidth=1, zorder=3, **style)
+        for point in curve.points:
+            place = {"xytext": (4, 5), "textcoords": "offset points", "ha": "left"}
+            axes.annotate(point.text, (point.params, point.interval.value), **place, color=colour, fontsize=7.5)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.08, y=0.1)
+    axes.set_xlabel("trainable parameters (log scale)")
+    axes.legend(loc="lower right", fontsize=8, framealpha=1, edgecolor="white")
