@@ -103,6 +103,14 @@ def sweep(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Trials side by side; left out for one a core (one on a GPU).")
     ] = None,
+    bank: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Trials in each worker whose adapters train together over one frozen base: for a GPU that one adapter "
+            "does not fill; on a CPU it gains nothing.",
+        ),
+    ] = 1,
     runs: RunsOption = RUNS,
 ) -> None:
     """Run a sweep to its table, figure and report.
@@ -128,6 +136,7 @@ def sweep(
         planned,
         runs,
         workers=workers,
+        bank=bank,
         retry_failed=retry_failed,
         reuse_from=results if reuse else None,
         console=console,

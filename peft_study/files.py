@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,14 @@ from pathlib import Path
 from peft_study.errors import StoreError
 
 
+def beside(path: Path) -> Path:
+    """Return a name beside `path` for what is not whole yet: workers, and threads of one, may write a file at once."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.new")
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` to `path`: a kill at any moment leaves the old file or the new one."""
-    # Workers may write the same file at once; each has a name of its own beside it.
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    new = beside(path)
     try:
         new.write_text(text)
         os.replace(new, path)

@@ -5,6 +5,11 @@ A stream is named by what it is for, so that adding a draw in one place never mo
 
 import hashlib
 import random
+import threading
+
+TORCH_GLOBALS = threading.RLock()
+"""Held where threads of a process share torch, by whoever seeds its global generator, or makes or loads a model: that
+draws from the generator, and transformers replaces the functions of `torch.nn.init` meanwhile."""
 
 
 def derive_seed(seed: int, *names: str | int) -> int:

@@ -16,7 +16,7 @@ from peft_study.igsm.families import FamilySettings, family_named
 from peft_study.igsm.tokenizer import build_tokenizer, word_ids
 from peft_study.models.config import BaseConfig
 from peft_study.models.places import base_folder
-from peft_study.rng import derive_seed
+from peft_study.rng import TORCH_GLOBALS, derive_seed
 
 PRETRAINING_FILE = "pretraining.json"
 """Beside the weights: how the base was pretrained, and what was measured."""
@@ -147,7 +147,8 @@ def load_model(folder: Path, *, remedy: str = "give the folder of a saved checkp
     """Return the checkpoint in `folder` in fp32; raise CheckpointError where it is missing, truncated or foreign."""
     _check_files(folder, remedy)
     try:
-        loaded: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        with TORCH_GLOBALS:
+            loaded: Any = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         model, report = loaded
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise CheckpointError(

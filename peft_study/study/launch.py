@@ -2,19 +2,22 @@
 
 A trial computes with one thread whatever the machine has: results then do not depend on the number of cores, and two
 one-thread processes do more work than one process of two threads (LOG.md). On a GPU there is one worker. With
-`num=0` the one worker is a thread of this process, for debugging and tests.
+`num=0` the one worker is a thread of this process, for debugging and tests. A worker with several seats runs as many
+trials at once, whose adapters can then train in one bank.
 """
 
 import ctypes
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -71,55 +74,94 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _work_for(parent: int, pipe: Connection, run: Any) -> None:
+def _work_for(parent: int, pipe: Connection, run: Any, seats: int) -> None:
     """Be a worker process of the process `parent`."""
     _die_with_parent(parent)
-    _work(pipe, run, in_thread=False)
+    _work(pipe, run, seats, in_thread=False)
 
 
-def _work(pipe: Connection, run: Any, *, in_thread: bool) -> None:
-    """Run jobs from `pipe` until it closes."""
-    last = 0.0
+class _Answer(NamedTuple):
+    """What a job hears after its metrics."""
+
+    trial: str
+    stop: str
+    """Why it is to leave its worker; empty where it goes on."""
+
+
+class _Desk:
+    """Where a worker talks with the process that keeps the books."""
+
+    def __init__(self, pipe: Connection, *, in_thread: bool) -> None:
+        self.pipe, self.in_thread = pipe, in_thread
+        self.speaks = threading.Lock()
+        self.answers: dict[str, queue.SimpleQueue[str]] = {}
+        """By trial, where there are several seats; else whoever asks reads the answer from the pipe."""
 
     @contextmanager
-    def listener() -> Iterator[None]:
+    def listener(self) -> Iterator[None]:
         """End where nobody listens any more: the pipe to a killed parent closes before the kernel ends this worker."""
         try:
             yield
         except (OSError, EOFError):
-            if not in_thread:
+            if not self.in_thread:
                 os._exit(1)
             raise SystemExit(1) from None  # no Exception, which a trial would take for its own failure
+
+    def say(self, job: Job, kind: str, value: Any) -> None:
+        """Send what an event says of `job`."""
+        with self.listener(), self.speaks:
+            self.pipe.send((job.trial, kind, value))
+
+    def ask(self, job: Job, kind: str, value: Any) -> str:
+        """The same, and return the answer."""
+        self.say(job, kind, value)
+        if job.trial in self.answers:
+            return self.answers[job.trial].get()
+        with self.listener():
+            return self.pipe.recv().stop
+
+
+def _work(pipe: Connection, run: Any, seats: int, *, in_thread: bool) -> None:
+    """Run jobs from `pipe` until it closes: one at a time, or with several seats each in a thread of its own."""
+    desk = _Desk(pipe, in_thread=in_thread)
+    while True:
+        try:
+            heard: Job | _Answer = pipe.recv()
+        except EOFError:
+            return
+        if isinstance(heard, _Answer):
+            desk.answers[heard.trial].put(heard.stop)
+        elif seats > 1:
+            desk.answers[heard.trial] = queue.SimpleQueue()
+            threading.Thread(target=_do, args=(heard, run, desk), daemon=True).start()
+        else:
+            _do(heard, run, desk)
+
+
+def _do(job: Job, run: Any, desk: _Desk) -> None:
+    """Run one job and say how it ended."""
+    last = 0.0
 
     def on_progress(report: Any) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last > PROGRESS_SECONDS or report.phase != "train":
             last = now
-            with listener():
-                pipe.send(("progress", report))
+            desk.say(job, "progress", report)
 
     def on_metrics(step: int, metrics: dict[str, float]) -> None:
-        with listener():
-            pipe.send(("metrics", (step, metrics)))
-            reason = pipe.recv()
-        if reason:
-            raise Stopped(reason)
+        if stop := desk.ask(job, "metrics", (step, metrics)):
+            raise Stopped(stop)
 
-    while True:
-        try:
-            job: Job = pipe.recv()
-        except EOFError:
-            return
-        names = {"trial": job.trial, "arm": job.arm, "sweep": job.sweep}
-        try:
-            result = run(job.config, job.folder, **names, on_progress=on_progress, on_metrics=on_metrics)
-        except Stopped as stopped:
-            pipe.send(("stopped", str(stopped)))
-        except BaseException as error:  # whatever it is, the process that keeps the books decides
-            pipe.send(("error", error))
-        else:
-            pipe.send(("result", result))
+    names = {"trial": job.trial, "arm": job.arm, "sweep": job.sweep}
+    try:
+        result = run(job.config, job.folder, **names, on_progress=on_progress, on_metrics=on_metrics)
+    except Stopped as stopped:
+        desk.say(job, "stopped", str(stopped))
+    except BaseException as error:  # whatever it is, the process that keeps the books decides
+        desk.say(job, "error", error)
+    else:
+        desk.say(job, "result", result)
 
 
 @dataclass(slots=True)
@@ -127,14 +169,18 @@ class _Worker:
     process: BaseProcess | None
     """None for a thread."""
     pipe: Connection
-    job: Job | None = None
+    jobs: dict[str, Job] = field(default_factory=dict)
+    """By trial."""
 
 
 class Workers:
-    """Up to `num` worker processes, started when there is a job for them; one thread with `num=0`."""
+    """Up to `num` worker processes of some `seats`, started when there is a job for them; one thread with `num=0`.
 
-    def __init__(self, num: int, run: Any) -> None:
-        self.num, self.run, self.in_thread = max(1, num), run, num == 0
+    With several seats `run` is called in several threads of a worker at once.
+    """
+
+    def __init__(self, num: int, run: Any, *, seats: int = 1) -> None:
+        self.num, self.run, self.seats, self.in_thread = max(1, num), run, seats, num == 0
         self.workers: list[_Worker] = []
 
     def __enter__(self) -> "Workers":
@@ -142,7 +188,7 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         for worker in self.workers:
-            if worker.process is not None and worker.job is not None:
+            if worker.process is not None and worker.jobs:
                 worker.process.kill()
             worker.pipe.close()
         for worker in self.workers:
@@ -155,27 +201,30 @@ class Workers:
     @property
     def running(self) -> list[Job]:
         """Return the jobs that run now."""
-        return [worker.job for worker in self.workers if worker.job is not None]
+        return [job for worker in self.workers for job in worker.jobs.values()]
 
     @property
     def has_room(self) -> bool:
         """Whether a further job could start at once."""
-        return len(self.running) < self.num
+        return len(self.running) < self.num * self.seats
 
     def submit(self, job: Job) -> None:
         """Start `job`; there must be room."""
-        idle = next((worker for worker in self.workers if worker.job is None), None) or self._start()
-        idle.job = job
-        idle.pipe.send(job)
+        worker = min(self.workers, key=lambda each: len(each.jobs), default=None)
+        if worker is None or (worker.jobs and len(self.workers) < self.num):
+            worker = self._start()
+        worker.jobs[job.trial] = job
+        worker.pipe.send(job)
 
     def _start(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         if self.in_thread:
-            threading.Thread(target=_work, args=(theirs, self.run), kwargs={"in_thread": True}, daemon=True).start()
+            work = partial(_work, theirs, self.run, self.seats, in_thread=True)
+            threading.Thread(target=work, daemon=True).start()
             self.workers.append(_Worker(None, ours))
             return self.workers[-1]
-        process = context.Process(target=_work_for, args=(os.getpid(), theirs, self.run), daemon=True)
+        process = context.Process(target=_work_for, args=(os.getpid(), theirs, self.run, self.seats), daemon=True)
         process.start()
         theirs.close()
         self.workers.append(_Worker(process, ours))
@@ -183,25 +232,22 @@ class Workers:
 
     def events(self) -> Iterator[Event]:
         """Wait until a worker says something and yield what is there; answer 'metrics' with `go_on`."""
-        busy = {worker.pipe: worker for worker in self.workers if worker.job is not None}
+        busy = {worker.pipe: worker for worker in self.workers if worker.jobs}
         for pipe in wait(list(busy), timeout=1.0):
             worker = busy[pipe]  # pyright: ignore[reportArgumentType]
-            job = worker.job
-            assert job is not None
             try:
-                kind, value = worker.pipe.recv()
+                trial, kind, value = worker.pipe.recv()
             except (EOFError, ConnectionResetError):
                 assert worker.process is not None
                 worker.process.join()
                 raise WorkerDiedError(
-                    f"the worker of trial {job.trial} ended with exit code {worker.process.exitcode} (killed, or out "
-                    "of memory?); run the same command again to go on"
+                    f"the worker of trial {', '.join(worker.jobs)} ended with exit code {worker.process.exitcode} "
+                    "(killed, or out of memory?); run the same command again to go on"
                 ) from None
-            if kind not in ("progress", "metrics"):
-                worker.job = None
+            job = worker.jobs[trial] if kind in ("progress", "metrics") else worker.jobs.pop(trial)
             yield Event(job, kind, value)
 
     def go_on(self, job: Job, *, stop: str = "") -> None:
         """Let a worker that reported metrics go on, or with `stop` leave its trial for that reason."""
-        worker = next(worker for worker in self.workers if worker.job is job)
-        worker.pipe.send(stop)
+        worker = next(worker for worker in self.workers if job.trial in worker.jobs)
+        worker.pipe.send(_Answer(job.trial, stop))

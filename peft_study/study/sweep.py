@@ -8,14 +8,16 @@ kill at any moment loses and repeats nothing: the same command tells what was no
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
 
 from peft_study import __version__
-from peft_study.errors import PeftStudyError, StoreError
+from peft_study.errors import ConfigError, PeftStudyError, StoreError
 from peft_study.files import locked, write_atomic
 from peft_study.models.places import fingerprint
 from peft_study.records import Status
@@ -75,6 +77,7 @@ def run_sweep(
     *,
     run: TrialRunner | None = None,
     workers: int | None = None,
+    bank: int = 1,
     retry_failed: bool = False,
     reuse_from: Path | None = None,
     console: Console | None = None,
@@ -84,7 +87,7 @@ def run_sweep(
     What is finished in the published table of the sweep in the folder `reuse_from` is not run again.
 
     `workers` trials run side by side, each in a process of its own; 0 runs them in this process, None lets the
-    machine decide.
+    machine decide. In each, `bank` trials train their adapters together over one frozen base.
     """
     name = plan.sweep.name
     busy = f"sweep {name} is already running in {runs / name}; wait for it, or stop it and run the same command again"
@@ -97,7 +100,10 @@ def run_sweep(
         sweep = RunningSweep(plan, runs, console)
         try:
             sweep.reconcile(retry_failed=retry_failed)
-            sweep.run_all(run or train_trial, workers_for(plan.sweep, workers))
+            if bank > 1:
+                _check_bank(plan)
+            run = run or (train_trial if bank == 1 else BankedTrials(bank))
+            sweep.run_all(run, workers_for(plan.sweep, workers), seats=bank)
             return sweep.end()
         except BaseException:
             with best_effort():
@@ -122,6 +128,41 @@ def train_trial(*args: Any, **options: Any) -> dict[str, Any]:
 
     prepare_process(threads=1)
     return run_trial(*args, **options)
+
+
+def _check_bank(plan: Plan) -> None:
+    """Raise ConfigError for a trial that may not run in a thread beside others."""
+    for planned in plan.trials:
+        config = planned.config
+        why = "is on real texts" if config.pretrained else "has dropout" if config.method.dropout else ""
+        if why:
+            raise ConfigError(
+                f"trial {planned.trial} {why}, which draws from one generator of the process, so it cannot run beside "
+                "others in a bank; leave --bank out"
+            )
+
+
+_OPENS = threading.Lock()
+
+
+@dataclass
+class BankedTrials:
+    """Runs real trials, several threads at once, whose adapters train in one bank of the process."""
+
+    size: int
+    bank: Any = None
+    """Opened where the first trial runs."""
+
+    def __call__(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """Run one trial as `train_trial` does."""
+        from peft_study.study.trial import run_trial
+        from peft_study.training.machine import prepare_process
+        from peft_study.training.shared import SharedBank
+
+        with _OPENS:
+            prepare_process(threads=1)
+            self.bank = self.bank or SharedBank(self.size)
+        return run_trial(*args, trainer=self.bank.train, **options)
 
 
 class RunningSweep:
@@ -266,7 +307,7 @@ class RunningSweep:
                 return planned
         return None
 
-    def run_all(self, run: TrialRunner, num_workers: int) -> None:
+    def run_all(self, run: TrialRunner, num_workers: int, *, seats: int = 1) -> None:
         """Run what is missing; what stops the sweep from outside leaves the trials that ran waiting."""
         planned = self._next()
         if planned is None:
@@ -275,7 +316,7 @@ class RunningSweep:
         try:
             with (
                 SweepProgress(self.console, num_trials) as progress,
-                Workers(num_workers, run) as workers,
+                Workers(num_workers, run, seats=seats) as workers,
             ):
                 for each in self.trials:
                     result = self.results.get(each.trial)

@@ -6,7 +6,7 @@ import shutil
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,13 +24,32 @@ from peft_study.models.config import BaseConfig
 from peft_study.models.learner import Learner
 from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
+from peft_study.rng import TORCH_GLOBALS
 from peft_study.study.config import CONFIG_FILE, TRAINED_METHODS, TrialConfig
 from peft_study.study.provenance import provenance
 from peft_study.study.texts import BASELINE, run_texts
 from peft_study.training.batches import StreamTask
+from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import settled
 from peft_study.training.run import Point, TrainingSummary
 from peft_study.training.supervised import train
+
+
+class Trainer(Protocol):
+    """Trains a learner to the end of its config: the loop itself, or a bank in which others train beside it."""
+
+    def __call__(
+        self,
+        learner: Learner,
+        task: StreamTask,
+        config: TrainingConfig,
+        *,
+        folder: Path,
+        seed: int,
+        on_point: Callable[[Point], None],
+    ) -> TrainingSummary:
+        """Train from the checkpoint in `folder` if there is one."""
+        ...
 
 
 class Progress(NamedTuple):
@@ -65,7 +84,7 @@ def peak_memory_mib() -> float:
 
 
 def train_learner(
-    learner: Learner, config: TrialConfig, folder: Path, on_point: Callable[[Point], None]
+    learner: Learner, config: TrialConfig, folder: Path, on_point: Callable[[Point], None], trainer: Trainer = train
 ) -> tuple[TrainingSummary, Findings, Evaluator]:
     """Train `learner` as configured, from the checkpoint in `folder` if there is one, and measure the loss.
 
@@ -82,7 +101,7 @@ def train_learner(
     validation_settings = settings.model_copy(update={"split": "validation", "seed": config.evaluation.seed})
     validation = WindowStream(validation_settings).read(config.evaluation.loss_windows)
     if config.method.name in TRAINED_METHODS and config.training.tokens:
-        summary = train(
+        summary = trainer(
             learner,
             StreamTask(WindowStream(settings), validation, config.skill),
             settled(config.training, folder.parent, learner.model.config.head_dim),
@@ -141,6 +160,7 @@ def _run(
     on_progress: Callable[[Progress], None],
     on_metrics: Callable[[int, dict[str, float]], None],
     on_note: Callable[[str], None],
+    trainer: Trainer,
 ) -> dict[str, Any]:
     """Train and evaluate; return the part of the result that a failed trial has not."""
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
@@ -148,9 +168,10 @@ def _run(
     if config.pretrained is not None:
         return _run_texts(config, folder, on_progress, on_metrics, on_note)
     family = family_named(config.data.family)
-    learner = Learner(load_base(config.base, config.data.family), config.method, word_ids(family), config.seed)
+    with TORCH_GLOBALS:
+        learner = Learner(load_base(config.base, config.data.family), config.method, word_ids(family), config.seed)
     told = _Told(on_progress, on_metrics)
-    summary, found, evaluator = train_learner(learner, config, folder, told.point)
+    summary, found, evaluator = train_learner(learner, config, folder, told.point, trainer)
     told.phase("evaluate")
     rest = evaluate_learner(learner, config, evaluator, folder.parent / "cache")
     np.savez_compressed(folder / "outcomes.npz", **rest.arrays)  # pyright: ignore[reportArgumentType]
@@ -203,6 +224,7 @@ def run_trial(
     on_progress: Callable[[Progress], None],
     on_metrics: Callable[[int, dict[str, float]], None],
     on_note: Callable[[str], None] = lambda _: None,
+    trainer: Trainer = train,
 ) -> dict[str, Any]:
     """Run one trial in `folder`, from its checkpoint if there is one, and return its result.
 
@@ -218,7 +240,7 @@ def run_trial(
     result: dict[str, Any] = {"trial": trial, "arm": arm, "sweep": sweep, "config": config.model_dump(mode="json")}
     try:
         result |= {"status": Status.FINISHED.value, "reason": ""} | _run(
-            config, folder, on_progress, on_metrics, on_note
+            config, folder, on_progress, on_metrics, on_note, trainer
         )
     except PeftStudyError:
         _leave_nothing(folder)

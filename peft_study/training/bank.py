@@ -22,9 +22,11 @@ from transformers import Qwen3ForCausalLM
 from peft_study.errors import ConfigError
 from peft_study.models.adapters import Linear, Role, place_of, scale_of
 from peft_study.models.attention import first_seen
+from peft_study.models.config import MethodConfig
 from peft_study.models.fused import Attention, backbone, read_layers, seen_by
 from peft_study.models.learner import Learner
 from peft_study.training.batches import Batch, StreamTask, loss_of, validation_loss
+from peft_study.training.config import TrainingConfig
 from peft_study.training.optim import BETAS, EPSILON
 from peft_study.training.run import Point, Run, TrainingSummary
 
@@ -47,15 +49,16 @@ class Slot:
     last_saved: float = field(default_factory=time.monotonic)
 
 
-def why_alone(run: Run[Learner]) -> str:
+def why_alone(method: MethodConfig, config: TrainingConfig) -> str:
     """Return why a run cannot share a bank, or nothing where it can."""
-    method = run.learner.method
     if method.name != "lora":
         return f"method {method.name} trains more than adapters"
     if method.dropout:
         return "dropout is drawn from one generator"
-    if run.config.optimizer != "adamw":
-        return f"optimizer {run.config.optimizer} is not adamw"
+    if config.optimizer != "adamw":
+        return f"optimizer {config.optimizer} is not adamw"
+    if config.micro_windows:
+        return f"a step in passes of {config.micro_windows} windows is not one pass"
     return ""
 
 
@@ -71,7 +74,7 @@ class Bank:
     ) -> None:
         """Stack the adapters of `slots` over the frozen base `model`; ConfigError for one that must train alone."""
         for slot in slots:
-            if why := why_alone(slot.run):
+            if why := why_alone(slot.run.learner.method, slot.run.config):
                 raise ConfigError(f"{slot.run.folder} cannot train beside others: {why}; train it alone")
         self.model, self.slots, self.run_layers = model, list(slots), run_layers
         self.attention: Attention = attention

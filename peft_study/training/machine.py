@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from peft_study.errors import ConfigError, KernelError
+from peft_study.files import beside
 from peft_study.models.attention import require_kernel
 from peft_study.models.config import PretrainedConfig
 from peft_study.models.fused import Attention, attend, seen_by
@@ -137,18 +139,23 @@ def is_compiled(config: TrainingConfig, steps: int, device: torch.device) -> boo
     return has_compiler and steps >= COMPILED_STEPS
 
 
+_MEASURES = threading.Lock()
+
+
 def _chosen_once(kept: Path, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what is kept in a file, or what `choose` measures, which is kept from then on."""
-    if not kept.is_file():
-        choice = choose()
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        new = kept.with_name(f".{kept.name}.{os.getpid()}.new")
-        new.write_text(json.dumps(choice) + "\n")
-        # The first of several workers decides for all.
-        with suppress(FileExistsError):
-            os.link(new, kept)
-        new.unlink()
-    return json.loads(kept.read_text())
+    # Threads would measure each other.
+    with _MEASURES:
+        if not kept.is_file():
+            choice = choose()
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            new = beside(kept)
+            new.write_text(json.dumps(choice) + "\n")
+            # The first of several workers decides for all.
+            with suppress(FileExistsError):
+                os.link(new, kept)
+            new.unlink()
+        return json.loads(kept.read_text())
 
 
 def settled(config: TrainingConfig, folder: Path, head_width: int) -> TrainingConfig:

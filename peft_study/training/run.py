@@ -10,7 +10,7 @@ from torch import Tensor
 from peft_study.errors import CheckpointError, ConfigError
 from peft_study.files import write_atomic
 from peft_study.models.abstract import AbstractLearner
-from peft_study.rng import derive_seed
+from peft_study.rng import TORCH_GLOBALS, derive_seed
 from peft_study.training.batches import Source
 from peft_study.training.checkpoint import load_state, save_state
 from peft_study.training.config import TrainingConfig
@@ -78,7 +78,8 @@ class Run(Generic[Trained]):
         self.total_steps = -(-config.tokens // self.tokens_per_step)
         self.points = {round(i * self.total_steps / config.points) for i in range(1, config.points + 1)}
         """Steps after which the validation loss is measured and logged."""
-        torch.manual_seed(derive_seed(seed, "dropout"))
+        with TORCH_GLOBALS:
+            torch.manual_seed(derive_seed(seed, "dropout"))
         if saved := load_state(folder):
             self._restore(*saved)
         self._forget_later_points()

@@ -113,13 +113,13 @@ def test_a_failed_trial_is_not_waited_for() -> None:
     assert list(bracket.losers()) == ["t1"]
 
 
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize(("workers", "bank"), [(0, 1), (3, 1), (0, 4), (2, 3)])
 def test_a_sweep_trains_only_the_best_to_the_end(
-    halved: Plan, runs: Path, fake: Any, read_databases: Read, workers: int, monkeypatch: pytest.MonkeyPatch
+    halved: Plan, runs: Path, fake: Any, read_databases: Read, workers: int, bank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))  # where worker processes find the fake trial
     trial = fake.FakeTrial()
-    outcome = sweep(halved, runs, trial, workers=workers)
+    outcome = sweep(halved, runs, trial, workers=workers, bank=bank)
     for seed in (0, 1):
         of_seed = [planned for planned in halved.trials if planned.config.seed == seed]
         worth = {planned.trial: fake.worth(planned.config) for planned in of_seed}
