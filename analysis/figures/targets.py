@@ -18,7 +18,8 @@ _MARKS = {
     "qv": ("#e69f00", "s"),
 }
 """Colours of Okabe and Ito, and marks that differ where colours do not."""
-_LEVELS = {"correction": (Role.CONTROL, Role.FULL), "detection": (Role.PROBE, Role.FULL)}
+# The probe is so far below all adapters that they could not be told apart beside it.
+_LEVELS = {"correction": (Role.CONTROL, Role.FULL), "detection": (Role.FULL,)}
 
 
 class TargetCurve(NamedTuple):
@@ -75,8 +76,8 @@ def describe(info: TargetsInfo) -> str:
     mask = " without loss on mistakes" if "correction" in info.panels else ""
     return (
         f"Adapters on sets of matrices{mask}, each mark with its rank; what stands above another on a vertical line is "
-        "better for the same number of trained parameters. Dashed: what nothing and everything trained would give, the "
-        "control or the probe, and full fine-tuning, with their intervals."
+        "better for the same number of trained parameters. Dashed, with their intervals: full fine-tuning, for "
+        "correction the control too."
     )
 
 
@@ -96,6 +97,8 @@ def draw(info: TargetsInfo) -> Figure:
         # The layout must settle before labels can be kept apart in points.
         figure.canvas.draw()
         for axes, panel in drawn:
+            if axes is drawn[0][0]:
+                axes.legend(loc="best", fontsize=8, framealpha=1, edgecolor="white")
             texts = [reference.text for reference in panel.references]
             values = [reference.interval.value for reference in panel.references]
             strip_labels(axes, 1.01, values, texts, [MUTED] * len(texts))
@@ -123,4 +126,3 @@ def _draw_panel(axes: Axes, panel: TargetPanel) -> None:
     axes.set_axisbelow(True)
     axes.margins(x=0.08, y=0.1)
     axes.set_xlabel("trainable parameters (log scale)")
-    axes.legend(loc="lower right", fontsize=8, framealpha=1, edgecolor="white")

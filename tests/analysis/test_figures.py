@@ -88,7 +88,7 @@ def test_headline_names_the_target_sets_where_there_are_several(made: SimpleName
 
 def test_targets_has_a_curve_for_each_set_of_matrices(made: SimpleNamespace) -> None:
     """Others than those that learn as the headline does are left out: unmasked, or with other rows of new words."""
-    names = ("control", "full", "correction-r1", "correction-r4", "correction-r16", "probe", "detection-r4")
+    names = ("control", "full", "correction-r1", "correction-r4", "correction-r16", "detection-r4", "detection-full")
     trials = {name: made.trial(name, 0) for name in names}
     trials["correction-r4"].config["method"]["targets"] = "qv"
     others = {"unmasked": ("skill", "mask", False), "without rows": ("method", "embeddings", "none")}
@@ -107,9 +107,9 @@ def test_targets_has_a_curve_for_each_set_of_matrices(made: SimpleNamespace) -> 
         "control": pooled(frame, "control", "accuracy"),
         "full fine-tuning": pooled(frame, "full", "accuracy"),
     }
-    assert [reference.text for reference in info.panels["detection"].references] == ["probe"]
+    assert [reference.text for reference in info.panels["detection"].references] == ["full fine-tuning"]
     texts = [text.get_text() for axes in targets.draw(info).axes for text in axes.texts]
-    assert {"r1", "r4", "r16", "control", "full fine-tuning", "probe"} == set(texts)
+    assert {"r1", "r4", "r16", "control", "full fine-tuning"} == set(texts)
     assert "Dashed" in targets.describe(info)
 
 
