@@ -415,11 +415,11 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1.")] = 5000, runs: RunsOption = RUNS
 ) -> None:
     """Show all runs in the browser with MLflow, on this machine only; Ctrl-C ends it."""
-    from peft_study.study.tracking import ui_command
+    from peft_study.study.tracking import ui_address, ui_command
 
     command = ui_command(runs, port=port)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    typer.echo(f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)")
+    typer.echo(f"MLflow: {ui_address(runs, port=port)} (Ctrl-C ends it)")
     sys.stdout.flush()
     os.execv(command[0], command)
 

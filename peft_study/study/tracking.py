@@ -483,3 +483,10 @@ def ui_command(runs: Path, *, port: int = 5000) -> list[str]:
         "--artifacts-destination",
         str(artifacts_path(runs)),
     ]
+
+
+def ui_address(runs: Path, *, port: int = 5000) -> str:
+    """Return where that command shows the runs: by itself MLflow 3 opens among traces and prompts."""
+    experiment = _client(mlflow_path(runs)).get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None, "whoever makes the database makes the experiment"
+    return f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}?workflowType=machine_learning"

@@ -16,7 +16,7 @@ from peft_study.records import Status
 from peft_study.study.config import build_config, flatten
 from peft_study.study.plan import Plan
 from peft_study.study.stores import read_metrics
-from peft_study.study.tracking import Tracker, dataset_of, log_parent_artifacts, summary, ui_command
+from peft_study.study.tracking import Tracker, dataset_of, log_parent_artifacts, summary, ui_address, ui_command
 
 Read = Callable[[Path], Any]
 
@@ -219,6 +219,12 @@ def test_ui_command_is_for_this_machine_only(runs: Path) -> None:
     assert command[:4] == [sys.executable, "-m", "mlflow", "server"]
     assert command[4:8] == ["--host", "127.0.0.1", "--port", "5005"]
     assert f"sqlite:///{runs.resolve() / 'mlflow.db'}" in command
+
+
+def test_the_address_is_that_of_the_runs(plan: Plan, runs: Path) -> None:
+    number = Tracker(runs, plan.sweep).experiment_id
+    expected = f"http://127.0.0.1:5005/#/experiments/{number}?workflowType=machine_learning"
+    assert ui_address(runs, port=5_005) == expected
 
 
 def test_ui_without_runs_says_what_to_do(tmp_path: Path) -> None:
