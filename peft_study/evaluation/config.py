@@ -39,8 +39,9 @@ class NaturalEvaluationConfig(BaseModel):
     """Tokens that a solution may have."""
     temperature: float = Field(default=0.0, ge=0)
     """0 writes the likeliest token each time; else tokens are drawn, and what is drawn depends on `batch` too."""
-    batch: int = Field(default=8, ge=1)
-    """Solutions that are written at once, and documents that are scored at once."""
+    batch: int = Field(default=0, ge=0)
+    """Solutions that are written at once, and documents that are scored at once. 0: 8 to 64, as many as keep their keys
+    and values in a gigabyte."""
     loss_windows: int = Field(default=32, ge=1)
     """Windows of validation documents that `loss` is measured on."""
     allow_untrusted_code: bool = False

@@ -19,7 +19,7 @@ from peft_study.evaluation.cells import Findings
 from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.evaluation.detecting import Points, detection_measures, padded_reader, score_points
 from peft_study.evaluation.natural_solving import Solution, chosen
-from peft_study.evaluation.writing import measuring
+from peft_study.evaluation.writing import measuring, rows_at_once
 from peft_study.models.pretrained import PretrainedLearner
 from peft_study.records import Measure
 from peft_study.rng import derive_seed
@@ -133,7 +133,7 @@ def detection(
     with measuring(learner):
         threshold = _threshold(learner, document_points(others, range(len(others)), encoder), evaluation)
         for name, points in sets.items():
-            scores = score_points(padded_reader(learner), points, batch_size=evaluation.batch)
+            scores = _scores(learner, points, evaluation)
             found.add_points("detect", name, 0, scores, points)
             found.measures += _measures(scores, points, evaluation.split, name, threshold)
     return found
@@ -142,7 +142,13 @@ def detection(
 def _threshold(learner: PretrainedLearner, points: Points, evaluation: NaturalEvaluationConfig) -> float:
     if not 0 < points.label_P.sum() < len(points.label_P):
         return 0.5
-    return best_threshold(score_points(padded_reader(learner), points, batch_size=evaluation.batch), points.label_P)
+    return best_threshold(_scores(learner, points, evaluation), points.label_P)
+
+
+def _scores(learner: PretrainedLearner, points: Points, evaluation: NaturalEvaluationConfig) -> NDArray[np.float32]:
+    longest = max(map(len, points.sequences), default=1)
+    batch = evaluation.batch or rows_at_once(learner.model, longest)
+    return score_points(padded_reader(learner), points, batch_size=batch)
 
 
 def _measures(scores: NDArray[np.float32], points: Points, split: str, name: str, threshold: float) -> list[Measure]:

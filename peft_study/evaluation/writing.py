@@ -56,6 +56,26 @@ def stop_ids(model: PreTrainedModel, tokenizer: Any) -> set[int]:
     return found
 
 
+_CACHE_BYTES = 2**30
+"""What keys and values may take where no batch is asked for."""
+_FEWEST, _MOST = 8, 64
+
+
+def rows_at_once(model: PreTrainedModel, tokens: int) -> int:
+    """Return how many rows of `tokens` tokens are computed at once where no batch is asked for.
+
+    A small model is slow by the number of its steps, a large one by what it must hold.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:  # of a model without attention nothing is known here
+        return _FEWEST
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    a_row = 2 * config.num_hidden_layers * kept * width * model.dtype.itemsize * tokens
+    return max(_FEWEST, min(_MOST, _CACHE_BYTES // a_row))
+
+
 def write(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -75,7 +95,8 @@ def write(
     with measuring(model), _own_options_aside(model):
         for room, same in groupby(order, key=rooms.__getitem__):
             mine = list(same)
-            for rows in by_length([len(prompts[i]) for i in mine], config.batch):
+            longest = max(len(prompts[i]) for i in mine) + room
+            for rows in by_length([len(prompts[i]) for i in mine], config.batch or rows_at_once(model, longest)):
                 chosen = [mine[row] for row in rows]
                 seed = derive_seed(config.seed, "writing", chosen[0])
                 outputs = _generate(model, [prompts[i] for i in chosen], room, stops, config.temperature, seed)
