@@ -52,7 +52,12 @@ def slow(model: Any, tokenizer: Any, prompt: list[int], most: int) -> Written:
 def test_as_many_rows_as_keep_their_keys_and_values_in_a_gigabyte(load_tiny: Load) -> None:
     with torch.device("meta"):
         # 2 x 4 layers x 8 heads of keys and values x 128 values x 2 bytes: 16 KiB a token.
-        shape = {"num_hidden_layers": 4, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+        shape: dict[str, Any] = {
+            "num_hidden_layers": 4,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        }
         model = LlamaForCausalLM(LlamaConfig(hidden_size=64, vocab_size=8, intermediate_size=8, **shape)).bfloat16()
     assert [rows_at_once(model, tokens) for tokens in (10, 2_048, 4_096, 100_000)] == [64, 32, 16, 8]
     assert rows_at_once(model.float(), 2_048) == 16
