@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pandas as pd
@@ -19,9 +20,17 @@ from analysis.comparisons import Comparison, compare, full_name, headline_key
 from analysis.figures import headline, targets
 from analysis.page import Element, Table, Text, to_markdown
 from analysis.rows import SweepRecord, arm_samples, kept_record
-from analysis.sections import comparison_note, comparison_table, departure_counts, departure_table, paper_tables
+from analysis.sections import (
+    comparison_note,
+    comparison_table,
+    departure_counts,
+    departure_table,
+    mean_of,
+    paper_tables,
+    trial_values,
+)
 from analysis.summary import ArmSummary, Interval, Role, caption, counts_of, on_curve, summarize
-from analysis.table import arm_of, arm_rows, read_results, to_rows, trial_rows, write_if_changed
+from analysis.table import arm_rows, read_results, to_rows, write_if_changed
 from analysis.verdict import show
 from peft_study.errors import DataError
 from peft_study.study.reuse import read_trials, trials_path
@@ -174,8 +183,10 @@ def _errors(sweep: Published) -> list[Element]:
     key = headline_key(shown[0])
     counts = departure_counts(sweep.record).get(f"{key.set}_{key.op}", {})
     names = {line.arm: full_name(line) for line in shown}
-    taken = _means(sweep.frame, key.set, key.op)
-    rows = [[name, *(_mean(taken.get(arm, {}).get(metric)) for metric in _TAKEN_BACK)] for arm, name in names.items()]
+    taken = trial_values(sweep.frame, "correction").get((key.set, key.op), {})
+    rows = [
+        [name, *(mean_of(taken.get(arm, {}).get(metric), 2) for metric in _TAKEN_BACK)] for arm, name in names.items()
+    ]
     return [
         departure_table({name: counts[arm] for arm, name in names.items() if arm in counts}),
         Table(("arm", *_TAKEN_BACK.values()), rows),
@@ -190,29 +201,11 @@ _TAKEN_BACK = {
 """Measure to the head of its column."""
 
 
-def _means(frame: pd.DataFrame, set_name: str, op: int | None) -> dict[str, dict[str, float]]:
-    """Return the mean over its trials of each measure of each arm."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for row in to_rows(trial_rows(frame)):
-        if (row["set"], row["op"]) == (set_name, op) and row["value"] is not None:
-            values.setdefault(arm_of(row["trial"]), {}).setdefault(row["metric"], []).append(row["value"])
-    return {
-        arm: {metric: sum(of_metric) / len(of_metric) for metric, of_metric in of_arm.items()}
-        for arm, of_arm in values.items()
-    }
-
-
-def _mean(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def _below(module_name: str) -> Callable[[Published], list[Element]]:
-    module = {"headline": headline, "targets": targets}[module_name]
-
+def _below(figure: ModuleType) -> Callable[[Published], list[Element]]:
     def part(sweep: Published) -> list[Element]:
         counts = counts_of(sweep.frame)
         first = bool(verdict.missing_for_claim(counts))
-        return [Text(f"*{module.describe(module.compute(sweep.frame))} {caption(counts, first_look=first)}*")]
+        return [Text(f"*{figure.describe(figure.compute(sweep.frame))} {caption(counts, first_look=first)}*")]
 
     return part
 
@@ -221,8 +214,8 @@ BLOCKS: dict[str, Callable[[Published], list[Element]]] = {
     "standing": _standing,
     "answer": _answer,
     "curve": _curve,
-    "below the headline": _below("headline"),
-    "below the targets": _below("targets"),
+    "below the headline": _below(headline),
+    "below the targets": _below(targets),
     "comparisons": _note,
     "reference": _topic("beyond the reference below"),
     "base": _topic("beyond the base as it is"),

@@ -101,24 +101,31 @@ def measure_tables(frame: pd.DataFrame) -> list[Element]:
     """Return all other measures, as means over the trials of an arm: a table for each set, a row for each arm."""
     elements: list[Element] = []
     for skill in SKILLS:
-        sets: dict[str, dict[str, dict[str, list[float]]]] = {}
-        for row in to_rows(trial_rows(frame)):
-            if row["skill"] == skill and row["metric"] and row["value"] is not None:
-                name = f"{row['set']} op {row['op']}" if row["op"] else row["set"]
-                of_arm = sets.setdefault(name, {}).setdefault(arm_of(row["trial"]), {})
-                of_arm.setdefault(row["metric"], []).append(row["value"])
+        sets = trial_values(frame, skill)
         if sets:
             note = "Means over trials; intervals are in `results.csv`. Names as in `peft_study/records.py`."
             elements += [Heading(f"All measures of {skill}"), Text(note)]
-        for name, arms in sets.items():
+        for (set_name, op), arms in sets.items():
             metrics = [metric for metric in METRICS if any(metric in of_arm for of_arm in arms.values())]
-            rows = [[arm, *(_mean(of_arm.get(metric)) for metric in metrics)] for arm, of_arm in arms.items()]
+            rows = [[arm, *(mean_of(of_arm.get(metric), 3) for metric in metrics)] for arm, of_arm in arms.items()]
+            name = f"{set_name} op {op}" if op else set_name
             elements.append(Table((name, *(f"`{metric}`" for metric in metrics)), rows))
     return elements
 
 
-def _mean(values: Sequence[float] | None) -> str:
-    return f"{fmean(values):.3f}".replace("-", verdict.MINUS) if values else ""
+def trial_values(frame: pd.DataFrame, skill: str) -> dict[tuple[str, int | None], dict[str, dict[str, list[float]]]]:
+    """Return what the trials of each arm measured: by set and operation count, arm and metric."""
+    values: dict[tuple[str, int | None], dict[str, dict[str, list[float]]]] = {}
+    for row in to_rows(trial_rows(frame)):
+        if row["skill"] == skill and row["metric"] and row["value"] is not None:
+            of_arm = values.setdefault((row["set"], row["op"]), {}).setdefault(arm_of(row["trial"]), {})
+            of_arm.setdefault(row["metric"], []).append(row["value"])
+    return values
+
+
+def mean_of(values: Sequence[float] | None, digits: int) -> str:
+    """Return the mean of `values` as text, '' where there are none."""
+    return f"{fmean(values):.{digits}f}".replace("-", verdict.MINUS) if values else ""
 
 
 def departure_counts(record: SweepRecord) -> dict[str, dict[str, dict[str, int]]]:

@@ -80,8 +80,8 @@ class Run(Generic[Trained]):
         """Steps after which the validation loss is measured and logged."""
         with TORCH_GLOBALS:
             torch.manual_seed(derive_seed(seed, "dropout"))
-        if saved := load_state(folder):
-            self._restore(*saved)
+            if saved := load_state(folder):
+                self._restore(*saved)
         self._forget_later_points()
 
     def _restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
