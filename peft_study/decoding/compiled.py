@@ -14,7 +14,7 @@ from transformers import Qwen3ForCausalLM
 
 from peft_study.decoding.decoder import Decoder
 from peft_study.errors import KernelError
-from peft_study.native import library
+from peft_study.native import address, library
 
 _TOGETHER = 128
 """Rows of a prompt that the kernel takes through the layers together, about: few enough for the processor's cache."""
@@ -126,7 +126,7 @@ class CompiledDecoder(Decoder):
     def _pack(self, matrix: Tensor) -> Tensor:
         outputs, inputs = (ctypes.c_long(size) for size in matrix.shape)
         packed = torch.empty(self.kernel.packed_size(outputs, inputs))
-        self.kernel.pack(_at(matrix.contiguous()), outputs, inputs, _at(packed))
+        self.kernel.pack(address(matrix.contiguous()), outputs, inputs, address(packed))
         return packed
 
     @contextmanager
@@ -191,13 +191,8 @@ class CompiledDecoder(Decoder):
         table_BP = self.pages.table_BP.contiguous()
         self.kernel.decode(
             self.layer_array, self.window_array, (ctypes.c_long * 6)(*self.sizes, table_BP.shape[1]),
-            _at(self.cos), _at(self.sin), _at(self.norm), _at(self.packed_head),
-            None if self.head_bias is None else _at(self.head_bias), ctypes.c_float(self.eps),
-            _at(table_BP), _at(self.pages.places), _at(x), _at(rows), _at(positions), _at(wanted),
+            *map(address, (self.cos, self.sin, self.norm, self.packed_head, self.head_bias)), ctypes.c_float(self.eps),
+            *map(address, (table_BP, self.pages.places, x, rows, positions, wanted)),
             (ctypes.c_long * len(bounds))(*bounds), ctypes.c_long(len(bounds) - 1), self.threads,
-            _at(logits),
+            address(logits),
         )  # fmt: skip
-
-
-def _at(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

@@ -5,15 +5,14 @@ begins (`first_BT`) says the same as a mask [B, T, T]. The kernel is native/atte
 """
 
 import ctypes
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from peft_study.errors import KernelError
-from peft_study.native import library
+from peft_study.native import address, library, threads
 
 
 def first_seen(ids_BT: Tensor, end_id: int, window: int = 0) -> Tensor:
@@ -46,20 +45,6 @@ def require_kernel(head_width: int) -> None:
     _library(head_width)
 
 
-@cache
-def _parallel() -> int | None:
-    """Return the address of GOMP_parallel in the OpenMP that PyTorch brings, None where it brings none."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*.so*")):
-        runtime = ctypes.CDLL(str(path))
-        if hasattr(runtime, "GOMP_parallel"):
-            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
-    return None
-
-
-def _at(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
 def _common(first_BT: Tensor, scale: float, *tensors: Tensor) -> tuple[Any, ...]:
     """Return what both kernels take between their tensors: strides, sizes, scale, and who computes."""
     batch, heads, length, _ = tensors[0].shape
@@ -69,21 +54,46 @@ def _common(first_BT: Tensor, scale: float, *tensors: Tensor) -> tuple[Any, ...]
     assert tensors[0].dtype in (torch.float32, torch.bfloat16)
     assert all(tensor.dtype == tensors[0].dtype and tensor.stride(3) == 1 for tensor in tensors)
     sizes = ctypes.c_long(batch), ctypes.c_long(heads), length
-    who = torch.get_num_threads(), ctypes.c_void_p(_parallel())
-    return (ctypes.c_long * 9)(*strides), *sizes, ctypes.c_float(scale), *who
+    return (ctypes.c_long * 9)(*strides), *sizes, ctypes.c_float(scale), *threads()
 
 
-@torch.library.custom_op("peft_study::varlen_attention", mutates_args=(), device_types="cpu")
-def _attend(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def attend_forward(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return the output [B, T, H, D] and the logarithm of the sum of exponentials [B, H, T], in fp32."""
     batch, heads, length, width = query.shape
     output = query.new_empty(batch, length, heads, width)
     logsums = torch.empty(query.shape[:3])
     _library(width).attention_forward(
-        query.dtype is torch.bfloat16, *map(_at, (query, key, value, first_BT)),
-        *_common(first_BT, scale, query, key, value), *map(_at, (output, logsums)),
+        query.dtype is torch.bfloat16, *map(address, (query, key, value, first_BT)),
+        *_common(first_BT, scale, query, key, value), *map(address, (output, logsums)),
     )  # fmt: skip
     return output, logsums
+
+
+def attend_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    first_BT: Tensor,
+    output: Tensor,
+    logsums: Tensor,
+    slope: Tensor,
+    scale: float,
+    slopes: Sequence[Tensor],
+) -> None:
+    """Write the gradients of query, key and value to `slopes`, each [B, T, H, D], dense but for one stride of T."""
+    slope = slope.contiguous()
+    apart = slopes[0].stride(1)
+    length, width = output.shape[1], output.shape[3]
+    assert all(each.stride() == (length * apart, apart, width, 1) for each in slopes)
+    _library(width).attention_backward(
+        query.dtype is torch.bfloat16, *map(address, (query, key, value, output, slope, first_BT, logsums)),
+        *_common(first_BT, scale, query, key, value), ctypes.c_long(apart), *map(address, slopes),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("peft_study::varlen_attention", mutates_args=(), device_types="cpu")
+def _attend(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return attend_forward(query, key, value, first_BT, scale)
 
 
 @_attend.register_fake
@@ -105,12 +115,8 @@ def _attend_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, laid out as the output is: [B, T, H, D]."""
-    slope = slope.contiguous()
     slopes = torch.empty_like(output), torch.empty_like(output), torch.empty_like(output)
-    _library(query.shape[3]).attention_backward(
-        query.dtype is torch.bfloat16, *map(_at, (query, key, value, output, slope, first_BT, logsums)),
-        *_common(first_BT, scale, query, key, value), *map(_at, slopes),
-    )  # fmt: skip
+    attend_backward(query, key, value, first_BT, output, logsums, slope, scale, slopes)
     return slopes
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Qwen3ForCausalLM
 
+from peft_study.models import kernels
 from peft_study.models.adapters import Linear, read_linear
 from peft_study.models.attention import additive_mask, varlen_attention
 
@@ -164,12 +165,6 @@ def read_layers(model: Qwen3ForCausalLM, read: Callable[[nn.Module], Linear] = r
     return layers
 
 
-def _turn(x_BTHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate by position; cos and sin are [T, 1, E]."""
-    half = x_BTHE.shape[-1] // 2
-    return x_BTHE * cos + torch.cat((-x_BTHE[..., half:], x_BTHE[..., :half]), dim=-1) * sin
-
-
 def attend(q_BTHE: Tensor, k_BTHE: Tensor, v_BTHE: Tensor, seen: Tensor, attention: Attention) -> Tensor:
     """Return [B, T, H, E]; `seen` is the first position seen [B, T] for the kernel, else a mask [B, 1, T, T].
 
@@ -182,6 +177,51 @@ def attend(q_BTHE: Tensor, k_BTHE: Tensor, v_BTHE: Tensor, seen: Tensor, attenti
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
     logits = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + seen
     return (functional.softmax(logits.float(), dim=-1).to(q.dtype) @ v).transpose(1, 2)
+
+
+class Formulas:
+    """What a layer does between its products, as PyTorch writes it: for any device, and for a compiler to fuse.
+
+    `kernels` has the same four by the same names.
+    """
+
+    def __init__(self, attention: Attention) -> None:
+        """Take the attention with which `self_attention` computes."""
+        self.attention: Attention = attention
+
+    @staticmethod
+    def norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        """Return the RMS norm of each row."""
+        return functional.rms_norm(x_BTD, x_BTD.shape[-1:], weight_D, eps)
+
+    @staticmethod
+    def add_norm(x_BTD: Tensor, update_BTD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Return x + update, and the RMS norm of each of its rows."""
+        x_BTD = x_BTD + update_BTD
+        return x_BTD, Formulas.norm(x_BTD, weight_D, eps)
+
+    def self_attention(
+        self,
+        qkv_BT3HE: Tensor,
+        q_norm_E: Tensor,
+        k_norm_E: Tensor,
+        seen: Tensor,
+        turns: tuple[Tensor, Tensor],
+        eps: float,
+    ) -> Tensor:
+        """Return the attention [B, T, H, E] of queries and keys after their norms and rotations."""
+        q, k, v = qkv_BT3HE.unbind(2)
+        cos, sin = (turn_TE[:, None] for turn_TE in turns)
+        q, k = (self.norm(x, weight, eps) for x, weight in ((q, q_norm_E), (k, k_norm_E)))
+        half = q.shape[-1] // 2
+        q, k = (x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin for x in (q, k))
+        return attend(q, k, v, seen, self.attention)
+
+    @staticmethod
+    def gated(gate_up: Tensor) -> Tensor:
+        """Return silu(gate) * up [..., I] of gate and up side by side [..., 2 I]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate) * up
 
 
 def backbone(
@@ -198,19 +238,20 @@ def backbone(
 ) -> Tensor:
     """Return the hidden states [B, T, D] that embeddings [B, T, D] become.
 
-    `seen` says by window of a layer what its positions see, `turns` are cos and sin of the rotation [T, 1, E].
+    `seen` says by window of a layer what its positions see, `turns` are cos and sin of the rotation [T, E].
     """
+    # A compiler fuses formulas, and cannot look into a kernel.
+    by_kernels = attention == "varlen" and not torch.compiler.is_compiling()
+    do: Any = kernels if by_kernels else Formulas(attention)
     x, shape = x_BTD, (*x_BTD.shape[:2], 3, heads, -1)
-    for layer in layers:
-        y = functional.rms_norm(x, x.shape[-1:], layer.attention_norm, eps)
-        q, k, v = layer.qkv(y, training=training).view(shape).unbind(2)
-        q = _turn(functional.rms_norm(q, q.shape[-1:], layer.q_norm, eps), *turns)
-        k = _turn(functional.rms_norm(k, k.shape[-1:], layer.k_norm, eps), *turns)
-        x = x + layer.out(attend(q, k, v, seen[layer.window], attention).flatten(2), training=training)
-        y = functional.rms_norm(x, x.shape[-1:], layer.mlp_norm, eps)
-        gate, up = layer.gate_up(y, training=training).chunk(2, dim=-1)
-        x = x + layer.down(functional.silu(gate) * up, training=training)
-    return functional.rms_norm(x, x.shape[-1:], norm, eps)
+    y = do.norm(x, layers[0].attention_norm, eps)
+    for layer, next_norm in zip(layers, [*(layer.attention_norm for layer in layers[1:]), norm], strict=True):
+        qkv = layer.qkv(y, training=training).view(shape)
+        seeing = do.self_attention(qkv, layer.q_norm, layer.k_norm, seen[layer.window], turns, eps).flatten(2)
+        x, y = do.add_norm(x, layer.out(seeing, training=training), layer.mlp_norm, eps)
+        between = do.gated(layer.gate_up(y, training=training))
+        x, y = do.add_norm(x, layer.down(between, training=training), next_norm, eps)
+    return y
 
 
 def seen_by(first_BT: dict[int, Tensor], attention: Attention, dtype: torch.dtype) -> dict[int, Tensor]:

@@ -89,7 +89,7 @@ class Learner(AbstractLearner):
             layers,
             inner.norm.weight,
             seen_by(first, self.attention, x_BTD.dtype),
-            (cos[0, :, None], sin[0, :, None]),
+            (cos[0], sin[0]),
             heads=config.num_attention_heads,
             eps=config.rms_norm_eps,
             attention=self.attention,

@@ -9,6 +9,9 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from peft_study.errors import KernelError
 from peft_study.files import cache_folder
 
@@ -51,3 +54,23 @@ def library(name: str, **constants: int) -> ctypes.CDLL:
         raise KernelError(f"{compiler} cannot compile {source.name} ({first.strip()})") from error
     except OSError as error:
         raise KernelError(f"the kernel {path} cannot be compiled, written or loaded ({error})") from error
+
+
+@cache
+def _parallel() -> int | None:
+    """Return the address of GOMP_parallel in the OpenMP that PyTorch brings, None where it brings none."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*.so*")):
+        runtime = ctypes.CDLL(str(path))
+        if hasattr(runtime, "GOMP_parallel"):
+            return ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
+    return None
+
+
+def threads() -> tuple[int, ctypes.c_void_p]:
+    """Return who computes, as kernels take it: how many threads PyTorch uses, and what runs a function on them."""
+    return torch.get_num_threads(), ctypes.c_void_p(_parallel())
+
+
+def address(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Return where the values of a tensor lie, null for none."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

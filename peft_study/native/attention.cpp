@@ -7,11 +7,10 @@
 // Shapes: B windows, H heads, T tokens, D = HEAD_WIDTH values a head (set when compiled).
 // query, key, value, their gradients: [B, H, T, D], any strides, the last one 1; output and its gradient: [B, T, H, D].
 
-#include <atomic>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
+#include "threads.h"
 #include "vectors.h"
 
 namespace {
@@ -22,6 +21,12 @@ static_assert(D % 16 == 0, "the width of a head is a multiple of 16");
 constexpr int PARTS = D / LANES;
 constexpr int ROWS = 8;  // positions at a time
 constexpr int GROUP = REGISTERS >= 32 && PARTS % 2 == 0 ? 2 : 1;  // parts at a time: ROWS * GROUP sums stay in registers
+
+}  // namespace
+
+#include "heads.h"
+
+namespace {
 
 template <typename Number>
 struct View {  // of [B, H, T, D]
@@ -223,26 +228,11 @@ void backward_head(const int* see, const float* logsums, int length, float scale
   }
 }
 
-// Runs a function on `threads` threads: OpenMP's GOMP_parallel, so that the threads of PyTorch's pool, which spin on
-// their cores between its own operations, do the work instead of being in its way.
-typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
-
-// Every (window, head) is computed by one thread alone, so results do not depend on their number.
+// Every (window, head) is computed by one thread alone.
 template <typename Workspace, typename Work>
 void over_heads(long batch, long heads, int length, int threads, Parallel parallel, Work work) {
-  std::atomic<long> next{0};
-  auto share = [&] {
-    Workspace scratch(length);
-    for (long i; (i = next++) < batch * heads;) work(i / heads, i % heads, scratch);
-  };
-  if (threads > 1 && parallel) {
-    parallel([](void* of) { (*static_cast<decltype(share)*>(of))(); }, &share, threads, 0);
-    return;
-  }
-  std::vector<std::thread> others;
-  for (int worker = 1; worker < threads; ++worker) others.emplace_back(share);
-  share();
-  for (auto& other : others) other.join();
+  share_out(batch * heads, threads, parallel, [=] { return Workspace(length); },
+            [&](long i, Workspace& scratch) { work(i / heads, i % heads, scratch); });
 }
 
 template <typename Number>
@@ -268,17 +258,18 @@ void forward(Number* query, Number* key, Number* value, const int* first, const 
   });
 }
 
-// The gradients lie as the output does.
+// The gradients lie as the output does, their positions `slope_time` values apart.
 template <typename Number>
 void backward(Number* query, Number* key, Number* value, Number* output, Number* slope, const int* first,
               const float* logsums, const long* strides, long batch, long heads, int length, float scale, int threads,
-              Parallel parallel, Number* query_slope, Number* key_slope, Number* value_slope) {
+              Parallel parallel, long slope_time, Number* query_slope, Number* key_slope, Number* value_slope) {
   const View<Number> q{query, strides[0], strides[1], strides[2]}, k{key, strides[3], strides[4], strides[5]};
   const View<Number> v{value, strides[6], strides[7], strides[8]};
   const long by_window = length * heads * D, by_time = heads * D;
   const View<Number> out{output, by_window, D, by_time}, down{slope, by_window, D, by_time};
-  const View<Number> dq{query_slope, by_window, D, by_time}, dk{key_slope, by_window, D, by_time};
-  const View<Number> dv{value_slope, by_window, D, by_time};
+  const long apart = length * slope_time;
+  const View<Number> dq{query_slope, apart, D, slope_time}, dk{key_slope, apart, D, slope_time};
+  const View<Number> dv{value_slope, apart, D, slope_time};
 #ifdef BY_TILES
   if constexpr (std::is_same_v<Number, Half>)
     if (tiles_granted())
@@ -302,28 +293,36 @@ void backward(Number* query, Number* key, Number* value, Number* output, Number*
 
 }  // namespace
 
-// `half`: tensors are bf16. strides: of query, key, value in turn, each by window, head and time. `parallel` may be null.
+// `half`: tensors are bf16; cos, sin, the weights of norms and their gradients are fp32. strides: of query, key, value in
+// turn, each by window, head and time. `parallel` may be null.
 extern "C" {
+
+int rows_of_a_part() { return PART; }
+
+void heads_forward(int half, void* qkv, const float* weights, const float* cos, const float* sin, float eps, long count,
+                   long heads, long length, int threads, Parallel parallel, void* output) {
+  FOR_NUMBERS(turned_forward(P(qkv), weights, Turn{cos, sin}, eps, count, heads, length, threads, parallel, P(output)));
+}
+
+void heads_backward(int half, void* qkv, const float* weights, const float* cos, const float* sin, float eps,
+                    long count, long heads, long length, int threads, Parallel parallel, void* slopes,
+                    float* weight_slopes) {
+  FOR_NUMBERS(turned_backward(P(qkv), weights, Turn{cos, sin}, eps, count, heads, length, threads, parallel, P(slopes),
+                              weight_slopes));
+}
 
 void attention_forward(int half, void* query, void* key, void* value, const int* first, const long* strides, long batch,
                        long heads, int length, float scale, int threads, Parallel parallel, void* output,
                        float* logsums) {
-  auto run = [&](auto number) {
-    using P = decltype(number)*;
-    forward(P(query), P(key), P(value), first, strides, batch, heads, length, scale, threads, parallel, P(output),
-            logsums);
-  };
-  half ? run(Half{}) : run(float{});
+  FOR_NUMBERS(forward(P(query), P(key), P(value), first, strides, batch, heads, length, scale, threads, parallel,
+                      P(output), logsums));
 }
 
 void attention_backward(int half, void* query, void* key, void* value, void* output, void* slope, const int* first,
                         const float* logsums, const long* strides, long batch, long heads, int length, float scale,
-                        int threads, Parallel parallel, void* query_slope, void* key_slope, void* value_slope) {
-  auto run = [&](auto number) {
-    using P = decltype(number)*;
-    backward(P(query), P(key), P(value), P(output), P(slope), first, logsums, strides, batch, heads, length, scale,
-             threads, parallel, P(query_slope), P(key_slope), P(value_slope));
-  };
-  half ? run(Half{}) : run(float{});
+                        int threads, Parallel parallel, long slope_time, void* query_slope, void* key_slope,
+                        void* value_slope) {
+  FOR_NUMBERS(backward(P(query), P(key), P(value), P(output), P(slope), first, logsums, strides, batch, heads, length,
+                       scale, threads, parallel, slope_time, P(query_slope), P(key_slope), P(value_slope)));
 }
 }

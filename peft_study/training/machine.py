@@ -135,6 +135,9 @@ def is_compiled(config: TrainingConfig, steps: int, device: torch.device) -> boo
     """Return whether a run of `steps` steps has its layers compiled."""
     if config.compile != "auto":
         return config.compile
+    if config.attention == "varlen":
+        # Its layers run by kernels of their own, as quick as what a compiler makes of them (LOG.md, 2026-11-27).
+        return False
     has_compiler = device.type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) is not None
     return has_compiler and steps >= COMPILED_STEPS
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from peft_study import native
 from peft_study.errors import KernelError
-from peft_study.models import attention
 from peft_study.models.attention import additive_mask, first_seen, require_kernel, varlen_attention
 from peft_study.native import library
 
@@ -133,7 +133,7 @@ def _threads() -> Iterator[None]:
 @pytest.mark.parametrize("whose", ["PyTorch's", "its own"])
 def test_results_do_not_depend_on_threads(whose: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     if whose == "its own":
-        monkeypatch.setattr(attention, "_parallel", lambda: None)
+        monkeypatch.setattr(native, "_parallel", lambda: None)
     torch.manual_seed(0)
     inputs = [torch.randn(WINDOWS, HEADS, 50, 32, dtype=dtype) for _ in range(3)]
     first_BT, slope = first_seen(_ids(50, 3), END), torch.randn(WINDOWS, 50, HEADS, 32, dtype=dtype)

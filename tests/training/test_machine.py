@@ -91,7 +91,13 @@ def test_long_runs_are_compiled_where_that_is_possible(
     monkeypatch: pytest.MonkeyPatch, asked: Any, steps: int, compiler: str, expected: bool
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
-    assert machine.is_compiled(TrainingConfig(compile=asked), steps, torch.device("cpu")) is expected
+    assert machine.is_compiled(TrainingConfig(compile=asked, attention="eager"), steps, torch.device("cpu")) is expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("auto", False), (True, True)])
+def test_what_kernels_compute_is_compiled_on_demand_only(asked: Any, expected: bool) -> None:
+    config = TrainingConfig(compile=asked, attention="varlen")
+    assert machine.is_compiled(config, 10 * machine.COMPILED_STEPS, torch.device("cpu")) is expected
 
 
 @pytest.mark.parametrize(("faster", "attention"), [("eager", "eager"), ("sdpa", "auto")])
