@@ -70,7 +70,8 @@ def plan_of(grid: Grid, folder: Path, halving: dict[str, int] | None) -> Plan:
         "base": {"path": grid.base},
         "data": {"retry_rate": 0.5},
         "method": {"name": "lora", "embeddings": "none"},
-        "training": {"tokens": grid.tokens, "points": 9},
+        # A loss at each rung; without any, at the end alone, as the other side.
+        "training": {"tokens": grid.tokens, "points": 9 if halving else 1},
         "evaluation": {"split": "validation"},
     }
     arm = {"trial": trial, "grid": {"method.rank": list(grid.ranks), "training.lr": list(grid.rates)}}
