@@ -86,6 +86,8 @@ def draw(info: TargetsInfo) -> Figure:
     with look():
         figure = new_figure(10.0, 4.4)
         grid = figure.add_gridspec(1, len(info.panels) or 1)
+        if not info.panels:
+            figure.text(0.5, 0.5, "No adapter has finished yet.", ha="center", color=MUTED)
         drawn: list[tuple[Axes, TargetPanel]] = []
         for column, (skill, panel) in enumerate(info.panels.items()):
             axes = figure.add_subplot(grid[0, column])
