@@ -74,7 +74,7 @@ def generation(family: str) -> tuple[float, float]:
 
 
 def training(family: str, folder: Path) -> float:
-    """Return the tokens a second that the trainer reads: the median over its steps, compiled, as in `make pretrain`."""
+    """Return the tokens a second that the trainer reads: the median over its steps, as in `make pretrain`."""
     settings = FAMILIES[family]
     learner = Learner(build_base(settings, TRAINERS[family], 0), MethodConfig(name="full"), word_ids(settings), 0)
     stream = WindowStream(StreamSettings(family=settings))

@@ -69,19 +69,12 @@ def attend_forward(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, 
     return output, logsums
 
 
-def attend_backward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    first_BT: Tensor,
-    output: Tensor,
-    logsums: Tensor,
-    slope: Tensor,
-    scale: float,
-    slopes: Sequence[Tensor],
-) -> None:
-    """Write the gradients of query, key and value to `slopes`, each [B, T, H, D], dense but for one stride of T."""
-    slope = slope.contiguous()
+def attend_backward(kept: Sequence[Tensor], slope: Tensor, scale: float, slopes: Sequence[Tensor]) -> None:
+    """Write the gradients of query, key and value to `slopes`, each [B, T, H, D], dense but for one stride of T.
+
+    `kept`: query, key, value and first_BT, of which `attend_forward` made output and logsums.
+    """
+    (query, key, value, first_BT, output, logsums), slope = kept, slope.contiguous()
     apart = slopes[0].stride(1)
     length, width = output.shape[1], output.shape[3]
     assert all(each.stride() == (length * apart, apart, width, 1) for each in slopes)
@@ -91,9 +84,7 @@ def attend_backward(
     )  # fmt: skip
 
 
-@torch.library.custom_op("peft_study::varlen_attention", mutates_args=(), device_types="cpu")
-def _attend(query: Tensor, key: Tensor, value: Tensor, first_BT: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return attend_forward(query, key, value, first_BT, scale)
+_attend = torch.library.custom_op("peft_study::varlen_attention", attend_forward, mutates_args=(), device_types="cpu")
 
 
 @_attend.register_fake
@@ -116,7 +107,7 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value, laid out as the output is: [B, T, H, D]."""
     slopes = torch.empty_like(output), torch.empty_like(output), torch.empty_like(output)
-    attend_backward(query, key, value, first_BT, output, logsums, slope, scale, slopes)
+    attend_backward((query, key, value, first_BT, output, logsums), slope, scale, slopes)
     return slopes
 
 

@@ -116,7 +116,7 @@ class _SelfAttention(torch.autograd.Function):
         batch, length, _, _, width = qkv.shape
         query, key, value = (each.transpose(1, 2) for each in (*turned.unbind(2), qkv[:, :, 2]))
         slopes, kernel = torch.empty_like(qkv), library("attention", HEAD_WIDTH=width)
-        attend_backward(query, key, value, first_BT, output, logsums, slope, width**-0.5, slopes.unbind(2))
+        attend_backward((query, key, value, first_BT, output, logsums), slope, width**-0.5, slopes.unbind(2))
         sums = _sums(kernel, batch * length, 2, width) if any(ctx.needs_input_grad[1:3]) else None
         kernel.heads_backward(*_of_heads(qkv, how, ctx.eps), *map(address, (slopes, sums)))
         q_slope, k_slope = (None, None) if sums is None else sums.sum(0).to(ctx.dtype)

@@ -58,12 +58,13 @@ inline Vector splat(float value) { return value - Vector{}; }
 inline float total_of(Vector value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(__m512(value));  // the same sums as below, without a way through memory
-#endif
+#else
   float at[LANES];
   store(at, value);
   for (int width = LANES / 2; width; width /= 2)
     for (int i = 0; i < width; ++i) at[i] += at[i + width];
   return at[0];
+#endif
 }
 
 inline float largest_of(Vector value) {
