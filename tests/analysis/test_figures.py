@@ -148,6 +148,13 @@ def test_nothing_at_all_is_drawn_too(made: SimpleNamespace) -> None:
     learning_rate.draw(learning_rate.compute(frame))
 
 
+def test_target_sets_say_that_no_adapter_has_finished(made: SimpleNamespace) -> None:
+    frame = to_frame(rows_of(made.sweep([made.trial("full", 0)])))
+    info = targets.compute(frame)
+    assert info.panels == {}
+    assert [text.get_text() for text in targets.draw(info).texts] == ["No adapter has finished yet."]
+
+
 @pytest.mark.parametrize("positions", [[0.5], [0.1, 0.1, 0.1], [0.9, 0.2, 0.95, 0.25], [2.0, -1.0, 0.5]])
 def test_spread_keeps_labels_apart_inside_and_in_order(positions: list[float]) -> None:
     placed = spread(positions, apart=0.2, low=0.0, high=1.0)
