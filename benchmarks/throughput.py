@@ -19,45 +19,43 @@ from benchmarks.race import Row, Side, alone, race, show, write
 from peft_study.training.machine import bf16_speedup
 
 BASE = Path("checkpoints/nano-error-free-seed0")
-SETTINGS = ({}, {"attention": "eager"}, {"compiled": True}, {"compiled": True, "attention": "eager"})
-"""Of transformers' Trainer; bf16 is added where this machine multiplies faster in it."""
+ATTENTIONS = ("sdpa", "eager")
+"""Of transformers' Trainer."""
 
 
-def fastest(sides: Sequence[Side]) -> Side:
-    """Return the side that takes least time when it runs alone, and print what each takes."""
-    times = {side.name: alone(side) for side in sides}
-    print("  tuning:", ", ".join(f"{name} {seconds:.3g} s" for name, seconds in times.items()), flush=True)
-    return min(sides, key=lambda side: times[side.name])
+def timed(sides: Sequence[Side]) -> list[tuple[float, Side]]:
+    """Return the sides with the seconds that each takes alone, the fastest first, and print them."""
+    found = sorted(((alone(side), side) for side in sides), key=lambda pair: pair[0])
+    print("  tuning:", ", ".join(f"{side.name} {seconds:.3g} s" for seconds, side in found), flush=True)
+    return found
 
 
-def trainer(name: str, options: dict[str, Any]) -> Side:
+def trainer(options: dict[str, Any], **settings: Any) -> Side:
     """Return transformers' Trainer with some settings."""
-    return Side(name, training_sides.hf_trainer, options)
+    name = f"Trainer({', '.join(f'{k}={v}' for k, v in settings.items())})"
+    return Side(name, training_sides.hf_trainer, options | settings)
 
 
 def tuned_trainer(options: dict[str, Any]) -> Side:
-    """Return transformers' Trainer with the settings that are the fastest here."""
+    """Return transformers' Trainer with the settings that are the fastest here.
+
+    Precision is settled before compiling, which takes most of the time: where products are faster in bf16, so are
+    their compiled layers.
+    """
     halves = (False, True) if torch.cuda.is_available() or bf16_speedup() > 1 else (False,)
-    choices = [dict(settings, bf16=half) if half else dict(settings) for settings in SETTINGS for half in halves]
-    sides = [trainer(f"Trainer({', '.join(f'{k}={v}' for k, v in c.items())})", options | c) for c in choices]
-    return fastest(sides)
-
-
-def tuned_ours(options: dict[str, Any]) -> Side:
-    """Return our loop, compiled where that is the faster here."""
-    choices = {"compiled": True, "not compiled": False}
-    return fastest(
-        [Side(f"ours({name})", training_sides.ours, options | {"compiled": each}) for name, each in choices.items()]
-    )
+    found = timed([trainer(options, attention=each, bf16=half) for each in ATTENTIONS for half in halves])
+    half = found[0][1].options["bf16"]
+    found += timed([trainer(options, attention=each, bf16=half, compiled=True) for each in ATTENTIONS])
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 def pretraining(shape: str, windows: int, threads: int) -> list[Row]:
     """Return the rows of pretraining: the Trainer as it comes, and tuned."""
     options = {"shape": shape, "method": {"name": "full"}, "windows": windows, "threads": threads}
-    ours = tuned_ours(options)
+    ours = Side("ours", training_sides.ours, options)
     unit = f"a step of {windows} windows"
     return [
-        race(f"pretraining {shape}, defaults", ours, trainer("Trainer()", options), unit=unit, target=3.0),
+        race(f"pretraining {shape}, defaults", ours, trainer(options), unit=unit, target=3.0),
         race(f"pretraining {shape}, best", ours, tuned_trainer(options), unit=unit, target=1.3),
     ]
 
@@ -67,7 +65,7 @@ def one_adapter(windows: int, threads: int) -> Row:
     options = {"shape": "nano", "method": {"name": "lora", "rank": 16}, "windows": windows, "threads": threads}
     return race(
         "LoRA r16 nano, best",
-        tuned_ours(options),
+        Side("ours", training_sides.ours, options),
         tuned_trainer(options),
         unit=f"a step of {windows} windows",
         target=2.0,
@@ -76,7 +74,7 @@ def one_adapter(windows: int, threads: int) -> Row:
 
 def full_over_adapter(windows: int, threads: int) -> Row:
     """Return the row of our own full step over our own step of a small adapter, where the model is large."""
-    shared = {"shape": "10M", "windows": windows, "threads": threads, "compiled": False}
+    shared = {"shape": "10M", "windows": windows, "threads": threads}
     lora = Side("LoRA r4", training_sides.ours, shared | {"method": {"name": "lora", "rank": 4}})
     full = Side("full", training_sides.ours, shared | {"method": {"name": "full"}})
     return race("full over LoRA r4, 10M", lora, full, unit=f"a step of {windows} windows", target=1.33, parity=None)
@@ -89,7 +87,6 @@ def adapters_together(windows: int, threads: int) -> Row:
         "ranks": [1, 4, 16, 16],
         "windows": windows,
         "threads": threads,
-        "compiled": False,
     }
     together = Side("bank", training_sides.bank, options)
     apart = Side("one by one", training_sides.one_by_one, options)
@@ -109,7 +106,7 @@ def generation(threads: int, prompts: int = 64) -> list[Row]:
             Side(f"generate({cache or 'dynamic'} cache)", decoding_sides.transformers, options | {"cache": cache})
             for cache in caches
         ]
-        peer = fastest(peers) if len(peers) > 1 else peers[0]
+        peer = timed(peers)[0][1] if len(peers) > 1 else peers[0]
         ours = Side("ours", decoding_sides.ours, options)
         rows.append(race(name, ours, peer, unit=unit, target=4.0, blocks=5, units=1, warm_up=1, parity=1e-3))
     sides = [

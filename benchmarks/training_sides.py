@@ -43,9 +43,7 @@ STREAM = StreamSettings(family=NANO, retry_rate=0.5)
 RATE = 1e-3
 
 
-def _config(
-    learner: Learner, stream: WindowStream, windows: int, folder: Path, *, compiled: bool = False
-) -> TrainingConfig:
+def _config(learner: Learner, stream: WindowStream, windows: int, folder: Path) -> TrainingConfig:
     """Return how ours trains: with the loss after every step, kernels settled in `folder`."""
     config = TrainingConfig(
         tokens=STEPS * windows * stream.length,
@@ -53,14 +51,13 @@ def _config(
         lr=RATE,
         warmup_share=0.0,
         cooldown_share=1.0,
-        compile=compiled,
         points=STEPS,
         checkpoint_seconds=1e9,
     )
     return settled(config, folder, learner.model.config.head_dim)
 
 
-def ours(gate: Gate, *, shape: str, method: dict[str, Any], windows: int, threads: int, compiled: bool) -> None:
+def ours(gate: Gate, *, shape: str, method: dict[str, Any], windows: int, threads: int) -> None:
     """Train with our loop."""
     prepare_process(threads)
     chosen = MethodConfig.model_validate({"embeddings": "none", **method})
@@ -68,7 +65,7 @@ def ours(gate: Gate, *, shape: str, method: dict[str, Any], windows: int, thread
     stream = WindowStream(STREAM)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = _config(learner, stream, windows, folder, compiled=compiled)
+        config = _config(learner, stream, windows, folder)
 
         def on_point(point: Point) -> None:
             gate(point.metrics["train/loss"])
@@ -182,7 +179,7 @@ def hf_trainer(
         trainer.train()
 
 
-def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int, compiled: bool) -> None:
+def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int) -> None:
     """Train adapters one after another, a step of each in turn: what the bank does together."""
     prepare_process(threads)
     with tempfile.TemporaryDirectory() as name:
@@ -191,8 +188,6 @@ def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, thread
             attention: Any = slot.run.config.attention
             slot.run.learner.attention = attention
             slot.run.learner.train()
-            if compiled:
-                slot.run.learner.compile_layers()
         while True:
             for slot in slots:
                 run = slot.run
@@ -207,7 +202,7 @@ def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, thread
             gate(float(loss.detach()))
 
 
-def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int, compiled: bool) -> None:
+def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int) -> None:
     """Train adapters together."""
     prepare_process(threads)
     with tempfile.TemporaryDirectory() as name:
@@ -227,7 +222,6 @@ def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int
             lambda *_: None,
             size=len(slots),
             attention=attention,
-            compile_layers=compiled,
         )
 
 
