@@ -11,7 +11,7 @@ DATA ?= gsm8k
 QUANT ?= none
 
 .DEFAULT_GOAL := help
-.PHONY: help venv sweep smoke plan report publish ui finetune pretrain data-peek bench bench-long bench-quant bench-data test check format clean
+.PHONY: help venv sweep smoke plan report publish ui finetune pretrain data-peek bench bench-gpu bench-long bench-quant bench-data test check format clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,7 +55,10 @@ pretrain: $(STAMP)  ## pretrain a base from scratch (FAMILY=nano BASE=error-free
 bench: $(STAMP)  ## measure training and generation beside what one would otherwise take, about 20 minutes
 	@$(VENV)/bin/python -m benchmarks.throughput
 
-bench-long: $(STAMP)  ## measure whole sweeps beside Optuna with peft and transformers, about two hours
+bench-gpu: $(STAMP)  ## measure the same at the sizes that an NVIDIA GPU is for
+	@$(VENV)/bin/python -m benchmarks.throughput --gpu
+
+bench-long: $(STAMP)  ## measure whole sweeps beside Optuna with peft and transformers, about an hour
 	@$(VENV)/bin/python -m benchmarks.long
 
 bench-quant: $(STAMP)  ## measure a LoRA step over a quantised base beside a plain one, five minutes

@@ -20,6 +20,7 @@ from peft_study.igsm.families import NANO
 from peft_study.igsm.text import END, PAD, join, problem_words
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.models.base import Architecture, build_base, load_model
+from peft_study.models.device import this_device
 from peft_study.training.machine import prepare_process
 
 LIMIT = 2 * NANO.max_tokens
@@ -27,7 +28,8 @@ OP = NANO.headline_op
 
 
 def _model(base: str | None) -> Any:
-    return (load_model(Path(base)) if base else build_base(NANO, Architecture(), 0)).eval()
+    model: Any = load_model(Path(base)) if base else build_base(NANO, Architecture(), 0)
+    return model.eval().to(this_device())
 
 
 def _digest(outputs: list[list[int]]) -> float:
@@ -57,8 +59,9 @@ def transformers(
     torch.set_num_threads(threads)
     model, asked, ids = _model(base), _prompts(prompts), word_ids(NANO)
     longest = max(map(len, asked))
-    padded = torch.tensor([[ids[PAD]] * (longest - len(prompt)) + prompt for prompt in asked])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in asked])
+    device = model.device
+    padded = torch.tensor([[ids[PAD]] * (longest - len(prompt)) + prompt for prompt in asked], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in asked], device=device)
     options = {} if cache is None else {"cache_implementation": cache}
     while True:
         found = model.generate(

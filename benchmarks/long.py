@@ -2,14 +2,13 @@
 
 Two questions: how long 16 trials of equal tokens take, and how long it takes to know the best of 27 arms to within a
 standard error of its loss. Every run of a side is kept under `runs/bench-long`; delete that to measure anew. Prints a
-table and writes `benchmarks/results/cpu-long.json` (`cuda-` on a GPU).
+table and writes `benchmarks/results/<machine kind>-long.json`.
 """
 
 import argparse
 import json
 import math
 import multiprocessing
-import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import sweep_sides
+from benchmarks.machine import cores
 from benchmarks.race import Row, commit, ratio_interval, show, versions, write
 from benchmarks.sweep_sides import Grid, Outcome
 from peft_study.files import write_atomic
@@ -126,16 +126,15 @@ def decision(repeats: int, options: dict[str, Any], workers: int) -> Row:
 
 def main() -> None:
     """Measure what is missing, print and write."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     asked = parser.parse_args()
-    options = tuned_peer(cores)
-    rows = [measure(asked.repeats, options, cores) for measure in (whole_sweep, decision)]
+    options = tuned_peer(threads)
+    rows = [measure(asked.repeats, options, threads) for measure in (whole_sweep, decision)]
     for row in rows:
         print(show(row), flush=True)
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"wrote {write(rows, f'{kind}-long')}")
+    print(f"wrote {write(rows, 'long')}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 """`make bench-quant`: a LoRA step over a quantised base beside the same step over the plain one, by the same loop.
 
-Ratios are plain over quantised time: 1 is as fast. Writes `benchmarks/results/cpu-quantized.json` (`cuda-` on a GPU).
+Ratios are plain over quantised time: 1 is as fast. Writes `benchmarks/results/<machine kind>-quantized.json`.
 """
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.machine import cores
 from benchmarks.race import Gate, Row, Side, race, show, write
 from benchmarks.training_sides import SHAPES
 from peft_study.corpora.config import CorpusConfig
@@ -83,11 +81,10 @@ def main() -> None:
     """Measure, print and write."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as kernels:
-        rows = [row for shape in ("nano", "10M") for row in rows_of(shape, 8, os.cpu_count() or 1, kernels)]
+        rows = [row for shape in ("nano", "10M") for row in rows_of(shape, 8, cores(), kernels)]
     for row in rows:
         print(show(row), flush=True)
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"wrote {write(rows, f'{kind}-quantized')}")
+    print(f"wrote {write(rows, 'quantized')}")
 
 
 if __name__ == "__main__":

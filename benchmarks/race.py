@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import kind
+
 RESULTS = Path(__file__).parent / "results"
 BOOTSTRAPS = 2_000
 
@@ -203,8 +205,8 @@ def show(row: Row) -> str:
 
 
 def write(rows: Sequence[Row], name: str) -> Path:
-    """Write rows to `results/<name>.json`."""
+    """Write rows to `results/<machine kind>-<name>.json`."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{kind()}-{name}.json"
     path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return path

@@ -1,20 +1,19 @@
 """`make bench`: training, adapters side by side, generation and sweeps, each beside what a user would otherwise take.
 
 Peers are tuned first: each is timed in several settings, the fastest runs the race. Prints a table, writes
-`benchmarks/results/cpu-throughput.json` (`cuda-` on a GPU), and says what matrix products reach on this machine.
+`benchmarks/results/<machine kind>-throughput.json`, and says what matrix products reach on this machine. `make
+bench-gpu` is the same at the sizes that a GPU is for.
 """
 
 import argparse
-import os
-import statistics
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import decoding_sides, orchestration_sides, training_sides
+from benchmarks.machine import cores, roofline
 from benchmarks.race import Row, Side, alone, race, show, write
 from peft_study.training.machine import bf16_speedup
 
@@ -54,17 +53,23 @@ def pretraining(shape: str, windows: int, threads: int) -> list[Row]:
     options = {"shape": shape, "method": {"name": "full"}, "windows": windows, "threads": threads}
     ours = Side("ours", training_sides.ours, options)
     unit = f"a step of {windows} windows"
-    return [
+    rows = [
         race(f"pretraining {shape}, defaults", ours, trainer(options), unit=unit, target=3.0),
         race(f"pretraining {shape}, best", ours, tuned_trainer(options), unit=unit, target=1.3),
     ]
+    size = training_sides.SHAPES[shape]
+    roof = roofline(threads, rows=training_sides.tokens_of(windows), width=size.width, mlp_width=size.mlp_width)
+    reached = training_sides.products(shape, windows) / rows[-1].ours / 1e9
+    shares = ", ".join(f"{reached / each:.0%} of {name}'s {each:.0f}" for name, each in roof.items())
+    print(f"  products of {shape}: ours reaches {reached:.0f} GFLOP/s, {shares}", flush=True)
+    return rows
 
 
-def one_adapter(windows: int, threads: int) -> Row:
+def one_adapter(shape: str, windows: int, threads: int) -> Row:
     """Return the row of one adapter of rank 16 in all linear layers."""
-    options = {"shape": "nano", "method": {"name": "lora", "rank": 16}, "windows": windows, "threads": threads}
+    options = {"shape": shape, "method": {"name": "lora", "rank": 16}, "windows": windows, "threads": threads}
     return race(
-        "LoRA r16 nano, best",
+        f"LoRA r16 {shape}, best",
         Side("ours", training_sides.ours, options),
         tuned_trainer(options),
         unit=f"a step of {windows} windows",
@@ -72,32 +77,28 @@ def one_adapter(windows: int, threads: int) -> Row:
     )
 
 
-def full_over_adapter(windows: int, threads: int) -> Row:
+def full_over_adapter(shape: str, windows: int, threads: int) -> Row:
     """Return the row of our own full step over our own step of a small adapter, where the model is large."""
-    shared = {"shape": "10M", "windows": windows, "threads": threads}
+    shared = {"shape": shape, "windows": windows, "threads": threads}
     lora = Side("LoRA r4", training_sides.ours, shared | {"method": {"name": "lora", "rank": 4}})
     full = Side("full", training_sides.ours, shared | {"method": {"name": "full"}})
-    return race("full over LoRA r4, 10M", lora, full, unit=f"a step of {windows} windows", target=1.33, parity=None)
+    return race(
+        f"full over LoRA r4, {shape}", lora, full, unit=f"a step of {windows} windows", target=1.33, parity=None
+    )
 
 
-def adapters_together(windows: int, threads: int) -> Row:
+def adapters_together(shape: str, ranks: list[int], windows: int, threads: int) -> Row:
     """Return the row of the bank against one adapter after another."""
-    options = {
-        "shape": "nano",
-        "ranks": [1, 4, 16, 16],
-        "windows": windows,
-        "threads": threads,
-    }
+    options = {"shape": shape, "ranks": ranks, "windows": windows, "threads": threads}
     together = Side("bank", training_sides.bank, options)
     apart = Side("one by one", training_sides.one_by_one, options)
-    return race(f"bank of 4, {windows} windows each", together, apart, unit="a step of all", target=1.5, parity=1e-4)
+    name = f"bank of {len(ranks)}, {windows} windows each"
+    return race(name, together, apart, unit="a step of all", target=1.5, parity=1e-4)
 
 
 def generation(threads: int, prompts: int = 64) -> list[Row]:
     """Return the rows of generation."""
-    base = str(BASE) if BASE.is_dir() else None
-    shared: dict[str, Any] = {"base": base, "prompts": prompts, "threads": threads}
-    unit = f"{prompts} problems"
+    shared = _shared(prompts, threads)
     rows = []
     for beams, name in ((1, "greedy"), (4, "beam 4")):
         options = shared | {"num_beams": beams}
@@ -108,13 +109,26 @@ def generation(threads: int, prompts: int = 64) -> list[Row]:
         ]
         peer = timed(peers)[0][1] if len(peers) > 1 else peers[0]
         ours = Side("ours", decoding_sides.ours, options)
-        rows.append(race(name, ours, peer, unit=unit, target=4.0, blocks=5, units=1, warm_up=1, parity=1e-3))
+        rows.append(
+            race(name, ours, peer, unit=f"{prompts} problems", target=4.0, blocks=5, units=1, warm_up=1, parity=1e-3)
+        )
+    return rows
+
+
+def regret(threads: int, prompts: int = 64) -> Row:
+    """Return the row of retry upon regret: going back in the cache, or computing the prefix again."""
+    shared = _shared(prompts, threads)
     sides = [
         Side(name, decoding_sides.retry_upon_regret, shared | {"prefill_again": again})
         for name, again in (("rewind", False), ("prefill again", True))
     ]
-    rows.append(race("retry upon regret", *sides, unit=unit, target=3.0, blocks=5, units=1, warm_up=1, parity=1e-3))
-    return rows
+    unit = f"{prompts} problems"
+    return race("retry upon regret", *sides, unit=unit, target=3.0, blocks=5, units=1, warm_up=1, parity=1e-3)
+
+
+def _shared(prompts: int, threads: int) -> dict[str, Any]:
+    base = str(BASE) if BASE.is_dir() else None
+    return {"base": base, "prompts": prompts, "threads": threads}
 
 
 def orchestration(trials: int = 16) -> list[Row]:
@@ -131,47 +145,52 @@ def orchestration(trials: int = 16) -> list[Row]:
     ]
 
 
-def roofline(threads: int) -> dict[str, float]:
-    """Return what products of a layer's shape reach here, GFLOP/s by dtype."""
-    torch.set_num_threads(threads)
-    found = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        x, w = torch.randn(4096, 320).to(dtype), torch.randn(320, 864).to(dtype)
-        times = []
-        for _ in range(20):
-            started = time.perf_counter()
-            _ = x @ w
-            times.append(time.perf_counter() - started)
-        found[name] = 2 * 4096 * 320 * 864 / statistics.median(times) / 1e9
-    return found
-
-
-def main() -> None:
-    """Measure, print and write."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=cores, help="CPU threads of both sides (default: all cores)")
-    parser.add_argument("--only", default="", help="measure rows whose group contains this text")
-    asked = parser.parse_args()
-    print("matrix products:", ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in roofline(asked.threads).items()), flush=True)
-    groups = {
-        "pretraining-nano": lambda: pretraining("nano", 16, asked.threads),
-        "pretraining-10M": lambda: pretraining("10M", 8, asked.threads),
-        "adapter": lambda: [one_adapter(8, asked.threads)],
-        "full-over-adapter": lambda: [full_over_adapter(8, asked.threads)],
-        "bank": lambda: [adapters_together(windows, asked.threads) for windows in (8, 1)],
-        "generation": lambda: generation(asked.threads),
+def groups_of(threads: int) -> dict[str, Callable[[], list[Row]]]:
+    """Return what is measured on a CPU."""
+    return {
+        "pretraining-nano": lambda: pretraining("nano", 16, threads),
+        "pretraining-10M": lambda: pretraining("10M", 8, threads),
+        "adapter": lambda: [one_adapter("nano", 8, threads)],
+        "full-over-adapter": lambda: [full_over_adapter("10M", 8, threads)],
+        "bank": lambda: [adapters_together("nano", [1, 4, 16, 16], windows, threads) for windows in (8, 1)],
+        "generation": lambda: [*generation(threads), regret(threads)],
         "orchestration": orchestration,
     }
+
+
+def gpu_groups_of(threads: int) -> dict[str, Callable[[], list[Row]]]:
+    """Return what is measured on a GPU. Going back in the cache is a kernel for CPUs, so it has no row here."""
+    return {
+        "pretraining-10M": lambda: pretraining("10M", 128, threads),
+        "pretraining-124M": lambda: pretraining("124M", 64, threads),
+        "adapter": lambda: [one_adapter(shape, 64, threads) for shape in ("10M", "124M")],
+        "full-over-adapter": lambda: [full_over_adapter("124M", 64, threads)],
+        "bank": lambda: [adapters_together("10M", [1, 4, 16, 16] * 8, 8, threads)],
+        "generation": lambda: generation(threads, prompts=512),
+        "orchestration": orchestration,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=cores(), help="CPU threads of both sides (default: all cores)")
+    parser.add_argument("--only", default="", help="measure rows whose group contains this text")
+    parser.add_argument("--gpu", action="store_true", help="measure at the sizes that a GPU is for; needs one")
+    asked = parser.parse_args(arguments)
+    if asked.gpu and not torch.cuda.is_available():
+        parser.error("--gpu needs a GPU that torch can use, but torch.cuda.is_available() is false; run make bench")
+    groups = (gpu_groups_of if asked.gpu else groups_of)(asked.threads)
+    chosen = [measure for group, measure in groups.items() if asked.only in group]
+    if not chosen:
+        parser.error(f"--only {asked.only} is in no group; the groups are {', '.join(groups)}")
     rows: list[Row] = []
-    for group, measure in groups.items():
-        if asked.only not in group:
-            continue
+    for measure in chosen:
         for row in measure():
             print(show(row), flush=True)
             rows.append(row)
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"wrote {write(rows, f'{kind}-throughput' + (f'-{asked.only}' if asked.only else ''))}")
+    name = "throughput-large" if asked.gpu else "throughput"
+    print(f"wrote {write(rows, name + (f'-{asked.only}' if asked.only else ''))}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from peft_study.models.adapters import attach
 from peft_study.models.attention import first_seen
 from peft_study.models.base import Architecture, build_base
 from peft_study.models.config import MethodConfig
+from peft_study.models.device import this_device
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
 from peft_study.skills.targets import correction_targets
@@ -36,11 +37,27 @@ from peft_study.training.supervised import train
 SHAPES = {
     "nano": Architecture(),
     "10M": Architecture(layers=8, width=320, heads=10, mlp_width=864, local_layers=0),
+    "124M": Architecture(layers=12, width=768, heads=12, mlp_width=3_440, local_layers=0),
 }
 STEPS = 10_000
 """More than are ever taken: the race ends both."""
 STREAM = StreamSettings(family=NANO, retry_rate=0.5)
 RATE = 1e-3
+
+
+def tokens_of(windows: int) -> int:
+    """Return the tokens of a step."""
+    return windows * WindowStream(STREAM).length
+
+
+def products(shape: str, windows: int) -> float:
+    """Return the floating-point operations of a full step in the products of its layers: 6 a weight and token.
+
+    Attention and logits, which few positions need, are not counted: what a step reaches by this is a lower bound.
+    """
+    size = SHAPES[shape]
+    weights = size.layers * size.width * (4 * size.width + 3 * size.mlp_width)
+    return 6.0 * weights * tokens_of(windows)
 
 
 def _config(learner: Learner, stream: WindowStream, windows: int, folder: Path) -> TrainingConfig:
@@ -184,6 +201,7 @@ def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, thread
     prepare_process(threads)
     with tempfile.TemporaryDirectory() as name:
         slots = [_slot(Path(name, str(k)), shape, rank, windows, k) for k, rank in enumerate(ranks)]
+        device = this_device()
         for slot in slots:
             attention: Any = slot.run.config.attention
             slot.run.learner.attention = attention
@@ -191,7 +209,7 @@ def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, thread
         while True:
             for slot in slots:
                 run = slot.run
-                (batch,) = slot.task.batches(windows, slice(None), 0, torch.device("cpu"))
+                (batch,) = slot.task.batches(windows, slice(None), 0, device)
                 loss = batch_loss(run.learner, batch)
                 loss.backward()
                 run.masters.take_gradients()
@@ -207,7 +225,7 @@ def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int
     prepare_process(threads)
     with tempfile.TemporaryDirectory() as name:
         slots = [_slot(Path(name, str(k)), shape, rank, windows, k) for k, rank in enumerate(ranks)]
-        last = slots[-1]
+        device, last = this_device(), slots[-1]
         attention: Any = last.run.config.attention
 
         def on_point(point: Point) -> bool:
@@ -217,7 +235,7 @@ def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int
         last.on_point = on_point
         waiting = iter(slots)
         train_bank(
-            build_base(NANO, SHAPES[shape], 0),
+            build_base(NANO, SHAPES[shape], 0).to(device),  # pyright: ignore[reportArgumentType]
             lambda: next(waiting, None),
             lambda *_: None,
             size=len(slots),
@@ -228,6 +246,7 @@ def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int
 def _slot(folder: Path, shape: str, rank: int, windows: int, seed: int) -> Slot:
     method = MethodConfig(name="lora", rank=rank, embeddings="none")
     learner = Learner(build_base(NANO, SHAPES[shape], 0), method, word_ids(NANO), seed)
+    learner.place(this_device())
     stream = WindowStream(STREAM.model_copy(update={"seed": seed}))
     task = StreamTask(stream, WindowStream(STREAM).read(0), SkillConfig(name="correction"))
     folder.mkdir()
