@@ -12,9 +12,8 @@ from torch import Tensor
 from benchmarks.race import Gate
 from peft_study.decoding import regret
 from peft_study.decoding.beam import beam_search
-from peft_study.decoding.compiled import CompiledDecoder
 from peft_study.decoding.decoder import Decoder
-from peft_study.decoding.engine import generate
+from peft_study.decoding.engine import generate, make_decoder
 from peft_study.evaluation.problems import draw_problems, prompt_ids
 from peft_study.igsm.families import NANO
 from peft_study.igsm.text import END, PAD, join, problem_words
@@ -83,7 +82,7 @@ def retry_upon_regret(gate: Gate, *, base: str | None, prompts: int, threads: in
     """Regenerate wrong choices: by going back in the cache, or by computing the prefix again."""
     prepare_process(threads)
     if prefill_again:
-        regret.make_decoder = PrefillingDecoder
+        regret.make_decoder = prefilling
     model, documents = _model(base), draw_problems(NANO, OP, prompts, split="test", seed=0)
     problems = [join(problem_words(document.problem, "pq")) for document in documents]
     while True:
@@ -98,34 +97,36 @@ def retry_upon_regret(gate: Gate, *, base: str | None, prompts: int, threads: in
         gate(_digest(outputs))
 
 
-class PrefillingDecoder(CompiledDecoder):
-    """What a decoder does whose cache cannot be cut: it computes the prefix of the row again."""
+def prefilling(model: Any, max_length: int) -> Decoder:
+    """Return the quickest decoder there is, which cannot cut its cache."""
+    kind = type(make_decoder(model, max_length))
 
-    def __init__(self, model: Any, max_length: int) -> None:
-        super().__init__(model, max_length)
-        self.again = Decoder(model, max_length)
+    class Prefilling(kind):
+        """Computes the prefix of a row again where it is to go back."""
 
-    def prefill(self, prompts: Any) -> None:
-        """Start a batch, and remember its tokens."""
-        super().prefill(prompts)
-        self.sequences = [list(prompt) for prompt in prompts]
+        def __init__(self) -> None:
+            super().__init__(model, max_length)
+            self.again = kind(model, max_length)
 
-    def step(self, tokens_B: Tensor) -> None:
-        """Append one token to each row."""
-        super().step(tokens_B)
-        for sequence, token in zip(self.sequences, tokens_B.tolist(), strict=True):
-            sequence.append(token)
+        def prefill(self, prompts: Any) -> None:
+            super().prefill(prompts)
+            self.sequences = [list(prompt) for prompt in prompts]
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but `rows`."""
-        super().keep(rows)
-        self.sequences = [self.sequences[row] for row in rows.tolist()]
+        def step(self, tokens_B: Tensor) -> None:
+            super().step(tokens_B)
+            for sequence, token in zip(self.sequences, tokens_B.tolist(), strict=True):
+                sequence.append(token)
 
-    def rewind(self, row: int, length: int, logits: Tensor) -> None:
-        """Compute the first `length` tokens of `row` again."""
-        del self.sequences[row][length:]
-        self.again.prefill([self.sequences[row]])
-        super().rewind(row, length, logits)
+        def keep(self, rows: Tensor) -> None:
+            super().keep(rows)
+            self.sequences = [self.sequences[row] for row in rows.tolist()]
+
+        def rewind(self, row: int, length: int, logits: Tensor) -> None:
+            del self.sequences[row][length:]
+            self.again.prefill([self.sequences[row]])
+            super().rewind(row, length, logits)
+
+    return Prefilling()
 
 
 def _prompts(count: int) -> list[list[int]]:

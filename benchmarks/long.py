@@ -1,8 +1,9 @@
 """`make bench-long`: whole sweeps beside Optuna with peft and transformers' Trainer; goes on where it was stopped.
 
 Two questions: how long 16 trials of equal tokens take, and how long it takes to know the best of 27 arms to within a
-standard error of its loss. Every run of a side is kept under `runs/bench-long`; delete that to measure anew. Prints a
-table and writes `benchmarks/results/<machine kind>-long.json`.
+standard error of its loss: ours halves them on the way, the other side trains all. Nothing is left out as warm-up.
+Every run of a side is kept under `runs/bench-long/<commit>`; delete that to measure anew. Prints a table and writes
+`benchmarks/results/<machine kind>-long.json`.
 """
 
 import argparse
@@ -17,10 +18,11 @@ from typing import Any
 import torch
 
 from benchmarks import sweep_sides
-from benchmarks.machine import cores
+from benchmarks.machine import cores, roofline
 from benchmarks.race import Row, commit, ratio_interval, show, versions, write
 from benchmarks.sweep_sides import Grid, Outcome
 from peft_study.files import write_atomic
+from peft_study.study.launch import default_workers
 from peft_study.training.machine import bf16_speedup
 
 KEPT = Path("runs/bench-long")
@@ -38,8 +40,8 @@ def _child(side: Callable[..., Outcome], grid: Grid, options: dict[str, Any], pa
 
 def once(name: str, side: Callable[..., Outcome], grid: Grid, **options: Any) -> Outcome:
     """Return how a side did, from `KEPT` where it has been measured, else from a new process."""
-    KEPT.mkdir(parents=True, exist_ok=True)
-    path = KEPT / f"{name}.json"
+    path = KEPT / commit() / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         process = multiprocessing.get_context("spawn").Process(target=_child, args=(side, grid, options, path))
         process.start()
@@ -120,7 +122,9 @@ def decision(repeats: int, options: dict[str, Any], workers: int) -> Row:
     )
     if whole[picked] > whole[best] + error:
         raise RuntimeError(f"ours picks {picked}, whose loss {whole[picked]:.5f} is more than a standard error worse")
-    checks = (whole[picked], whole[best])
+    checks = (finished[picked], whole[picked])
+    if not math.isclose(*checks, rel_tol=0.01):
+        raise RuntimeError(f"{picked} ends with other losses: ours {checks[0]:.5g}, peer {checks[1]:.5g}")
     return row_of("time to decision, 27 arms", ours, peer, unit="the decision", target=6.0, checks=checks)
 
 
@@ -130,8 +134,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     asked = parser.parse_args()
+    roof = roofline(threads, rows=2_048, width=128, mlp_width=320)
+    print("matrix products:", ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in roof.items()), flush=True)
     options = tuned_peer(threads)
-    rows = [measure(asked.repeats, options, threads) for measure in (whole_sweep, decision)]
+    rows = [measure(asked.repeats, options, default_workers()) for measure in (whole_sweep, decision)]
     for row in rows:
         print(show(row), flush=True)
     print(f"wrote {write(rows, 'long')}")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.machine import kind
 
@@ -177,15 +178,9 @@ def alone(side: Side, *, units: int = 5, warm_up: int = 3) -> float:
 def versions() -> dict[str, str]:
     """Return the versions of what was measured, and the machine."""
     names = ("torch", "transformers", "peft", "accelerate", "optuna")
-    processor = next(
-        (
-            line.split(": ")[1]
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return {name: version(name) for name in names} | {"python": platform.python_version(), "processor": processor}
+    found = {name: version(name) for name in names}
+    found |= {"python": platform.python_version(), "processor": torch.cpu.get_capabilities().get("cpu_name", "")}
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
 
 
 def commit() -> str:

@@ -116,7 +116,7 @@ def window_losses(model: Any, config: TrialConfig) -> list[float]:
     windows = Windows(config.evaluation.loss_windows, settings_of(config).model_copy(update=other))
     losses = []
     for window in windows:
-        batch = {key: value[None] for key, value in window.items()}
+        batch = {key: value[None].to(model.device) for key, value in window.items()}
         losses.append(float(model(**batch).loss))
     return losses
 

@@ -3,6 +3,7 @@
 Both train a Qwen3 of the study's shape with AdamW, the same rates, loss on the same positions, documents isolated.
 """
 
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -60,15 +61,15 @@ def products(shape: str, windows: int) -> float:
     return 6.0 * weights * tokens_of(windows)
 
 
-def _config(learner: Learner, stream: WindowStream, windows: int, folder: Path) -> TrainingConfig:
-    """Return how ours trains: with the loss after every step, kernels settled in `folder`."""
+def _config(learner: Learner, stream: WindowStream, windows: int, folder: Path, *, every: int = 1) -> TrainingConfig:
+    """Return how ours trains: with the loss after each `every` steps, kernels settled in `folder`."""
     config = TrainingConfig(
         tokens=STEPS * windows * stream.length,
         batch_windows=windows,
         lr=RATE,
         warmup_share=0.0,
         cooldown_share=1.0,
-        points=STEPS,
+        points=STEPS // every,
         checkpoint_seconds=1e9,
     )
     return settled(config, folder, learner.model.config.head_dim)
@@ -145,7 +146,7 @@ class AtGate(TrainerCallback):
 def adamw(model: Any, lr: float) -> torch.optim.AdamW:
     """Return the optimiser of what is trained of `model`, with the settings of ours."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=lr, betas=BETAS, eps=EPSILON, weight_decay=0.0)
+    return torch.optim.AdamW(trained, lr=lr, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=True)
 
 
 def arguments_of(folder: Path, windows: int, steps: int, **options: Any) -> TrainingArguments:
@@ -196,6 +197,10 @@ def hf_trainer(
         trainer.train()
 
 
+EVERY = 10
+"""Steps of each adapter in a unit: after these a bank tells the losses, as a trial does now and then."""
+
+
 def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int) -> None:
     """Train adapters one after another, a step of each in turn: what the bank does together."""
     prepare_process(threads)
@@ -203,10 +208,9 @@ def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, thread
         slots = [_slot(Path(name, str(k)), shape, rank, windows, k) for k, rank in enumerate(ranks)]
         device = this_device()
         for slot in slots:
-            attention: Any = slot.run.config.attention
-            slot.run.learner.attention = attention
+            slot.run.learner.begin(_dtype(slot), slot.run.config.attention, compiled=False)
             slot.run.learner.train()
-        while True:
+        for step in itertools.count(1):
             for slot in slots:
                 run = slot.run
                 (batch,) = slot.task.batches(windows, slice(None), 0, device)
@@ -217,7 +221,8 @@ def one_by_one(gate: Gate, *, shape: str, ranks: list[int], windows: int, thread
                 run.optimizers.step(run.rate())
                 run.masters.write()
                 run.step += 1
-            gate(float(loss.detach()))
+            if step % EVERY == 0:
+                gate(float(loss.detach()))
 
 
 def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int) -> None:
@@ -229,18 +234,23 @@ def bank(gate: Gate, *, shape: str, ranks: list[int], windows: int, threads: int
         attention: Any = last.run.config.attention
 
         def on_point(point: Point) -> bool:
-            gate(point.metrics["train/loss"])
+            if point.metrics:
+                gate(point.metrics["train/loss"])
             return False
 
         last.on_point = on_point
         waiting = iter(slots)
         train_bank(
-            build_base(NANO, SHAPES[shape], 0).to(device),  # pyright: ignore[reportArgumentType]
+            build_base(NANO, SHAPES[shape], 0).to(device, _dtype(last)),  # pyright: ignore[reportArgumentType]
             lambda: next(waiting, None),
             lambda *_: None,
             size=len(slots),
             attention=attention,
         )
+
+
+def _dtype(slot: Slot) -> torch.dtype:
+    return torch.bfloat16 if slot.run.config.precision == "bf16" else torch.float32
 
 
 def _slot(folder: Path, shape: str, rank: int, windows: int, seed: int) -> Slot:
@@ -250,5 +260,6 @@ def _slot(folder: Path, shape: str, rank: int, windows: int, seed: int) -> Slot:
     stream = WindowStream(STREAM.model_copy(update={"seed": seed}))
     task = StreamTask(stream, WindowStream(STREAM).read(0), SkillConfig(name="correction"))
     folder.mkdir()
-    run = Run(learner, task, _config(learner, stream, windows, folder.parent), folder=folder, seed=seed)
+    config = _config(learner, stream, windows, folder.parent, every=EVERY)
+    run = Run(learner, task, config, folder=folder, seed=seed)
     return Slot(run, task, lambda _: False)

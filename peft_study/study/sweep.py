@@ -131,8 +131,13 @@ def train_trial(*args: Any, **options: Any) -> dict[str, Any]:
 
 
 def _check_bank(plan: Plan) -> None:
-    """Raise ConfigError for a trial that may not run in a thread beside others."""
-    for planned in plan.trials:
+    """Raise ConfigError for a trial that may not run in a thread beside others, or that a search may draw."""
+    trials = list(plan.trials)
+    if search := plan.sweep.search:
+        for end in ("low", "high"):
+            values = {key: getattr(drawn, end) for key, drawn in search.space.items()}
+            trials += [searched_trial(plan, cell, values) for cell in plan.cells]
+    for planned in trials:
         config = planned.config
         why = "is on real texts" if config.pretrained else "has dropout" if config.method.dropout else ""
         if why:

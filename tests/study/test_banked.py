@@ -129,3 +129,24 @@ def test_what_draws_from_the_generator_of_the_process_is_refused(write_sweep: Wr
     with pytest.raises(ConfigError, match=r"trial a-s0-b0-\w+ has dropout, .* leave --bank out"):
         sweep(plan, runs, bank=2)
     assert not list(runs.glob("*/*/result.json"))
+
+
+def test_a_search_that_may_draw_dropout_is_refused(write_sweep: Write, runs: Path) -> None:
+    search = {"trials": 2, "space": {"method.dropout": {"low": 0.0, "high": 0.1}}}
+    trial = {"method": {"name": "lora", "rank": 1}, "evaluation": {"split": "validation"}}
+    plan = build_plan(read_sweep(str(write_sweep(search=search, seeds=[0], arms={"a": {"trial": trial}}))))
+    with pytest.raises(ConfigError, match=r"has dropout, .* leave --bank out"):
+        sweep(plan, runs, bank=2)
+    assert not list(runs.glob("*/*/result.json"))
+
+
+def test_a_bank_is_filled_by_a_search(plan: Plan, write_sweep: Write, runs: Path) -> None:
+    common = plan.trials[0].config.model_dump(mode="json", exclude_defaults=True)
+    common["evaluation"]["split"] = "validation"
+    common["training"].pop("lr")
+    search = {"trials": 5, "space": {"training.lr": {"low": 1e-4, "high": 1e-2, "log": True}}}
+    searched = build_plan(
+        read_sweep(str(write_sweep(trial=common, search=search, seeds=[0], arms={"a": {"trial": {}}})))
+    )
+    outcome = sweep(searched, runs, bank=2)
+    assert list(outcome.statuses.values()) == [Status.FINISHED] * 5
