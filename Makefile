@@ -52,7 +52,7 @@ finetune: $(STAMP)  ## fine-tune any causal language model (MODEL=hub name or fo
 pretrain: $(STAMP)  ## pretrain a base from scratch (FAMILY=nano BASE=error-free|retry SEED=0)
 	@$(RUN) pretrain --family $(FAMILY) --base $(BASE) --seed $(SEED)
 
-bench: $(STAMP)  ## measure training and generation beside what one would otherwise take, about 20 minutes
+bench: $(STAMP)  ## measure training and generation beside what one would otherwise take, a quarter of an hour
 	@$(VENV)/bin/python -m benchmarks.throughput
 
 bench-gpu: $(STAMP)  ## measure the same at the sizes that an NVIDIA GPU is for
