@@ -60,13 +60,18 @@ def generate(
 ) -> list[list[int]]:
     """Return the tokens generated after each prompt, up to and with `end_id`, prompt and output <= `max_length`.
 
-    A sequence that does not end with `end_id` was cut by the limit.
+    A sequence that does not end with `end_id` was cut by the limit. A prompt that stands several times in a batch, as
+    where several answers of it are sampled, is computed once.
     """
     outputs: list[list[int]] = [[] for _ in prompts]
     for batch in by_length([len(prompt) for prompt in prompts], batch_size):
         decoder = make_decoder(model, max_length)
         with decoder.at_work():
-            decoder.prefill([prompts[i] for i in batch])
+            row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(tuple(prompts[i]) for i in batch))}
+            decoder.prefill(list(row_of))
+            if len(row_of) < len(batch):
+                rows = torch.tensor([row_of[tuple(prompts[i])] for i in batch], device=decoder.logits.device)
+                decoder.keep(rows)
             alive = batch
             while alive:
                 tokens = choose(decoder.logits)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from transformers import Qwen3ForCausalLM
 
 from peft_study.decoding import decoder as decoder_module
+from peft_study.decoding import engine
 from peft_study.decoding.compiled import CompiledDecoder
 from peft_study.decoding.decoder import Decoder
-from peft_study.decoding.engine import generate, make_decoder
+from peft_study.decoding.engine import generate, make_decoder, sampled
 from peft_study.errors import KernelError
 from peft_study.igsm.families import NANO
 from peft_study.igsm.tokenizer import word_ids
@@ -84,6 +85,32 @@ def test_batches_do_not_change_outputs(model: Qwen3ForCausalLM, batch_size: int,
     expected = generate(model, asked, end_id=END, max_length=LIMIT)
     outputs = generate(model, [asked[i] for i in order], end_id=END, max_length=LIMIT, batch_size=batch_size)
     assert outputs == [expected[i] for i in order]
+
+
+def test_a_prompt_that_is_asked_several_times_is_computed_once(
+    model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = prompts([9, 9, 4, 9])
+    twice = [asked[i] for i in (0, 1, 0, 2, 3, 1, 0)]
+    expected = generate(model, asked, end_id=END, max_length=LIMIT)
+    computed: list[list[int]] = []
+    kind = type(make_decoder(model, LIMIT))
+
+    class Counting(kind):
+        def prefill(self, prompts: Any) -> None:
+            computed.extend(list(prompt) for prompt in prompts)
+            super().prefill(prompts)
+
+    monkeypatch.setattr(engine, "make_decoder", Counting)
+    outputs = generate(model, twice, end_id=END, max_length=LIMIT)
+    assert outputs == [expected[i] for i in (0, 1, 0, 2, 3, 1, 0)]
+    assert sorted(computed) == sorted(asked)
+
+
+def test_answers_of_one_prompt_are_drawn_apart(model: Qwen3ForCausalLM) -> None:
+    choose = sampled(1.0, torch.Generator().manual_seed(0))
+    outputs = generate(model, prompts([9]) * 6, end_id=END, max_length=LIMIT, choose=choose)
+    assert len(set(map(tuple, outputs))) > 3
 
 
 def test_length_limit_counts_prompt_and_output(model: Qwen3ForCausalLM) -> None:
