@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from benchmarks import sweep_sides
-from benchmarks.machine import cores, roofline
+from benchmarks.machine import roofline
 from benchmarks.race import Row, commit, ratio_interval, show, versions, write
 from benchmarks.sweep_sides import Grid, Outcome
 from peft_study.files import write_atomic
 from peft_study.study.launch import default_workers
-from peft_study.training.machine import bf16_speedup
+from peft_study.training.machine import bf16_speedup, usable_cores
 
 KEPT = Path("runs/bench-long")
 BASE = "checkpoints/nano-error-free-seed0"
@@ -130,7 +130,7 @@ def decision(repeats: int, options: dict[str, Any], workers: int) -> Row:
 
 def main() -> None:
     """Measure what is missing, print and write."""
-    threads = cores()
+    threads = usable_cores()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     asked = parser.parse_args()

@@ -1,6 +1,5 @@
 """The machine that is measured: its kind, and what products of matrices reach on it."""
 
-import os
 import statistics
 import time
 
@@ -14,11 +13,6 @@ def kind() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "cpu-amx" if torch.cpu.get_capabilities().get("amx_bf16") else "cpu"
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def roofline(threads: int, *, rows: int, width: int, mlp_width: int) -> dict[str, float]:

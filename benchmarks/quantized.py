@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import cores
 from benchmarks.race import Gate, Row, Side, race, show, write
 from benchmarks.training_sides import SHAPES
 from peft_study.corpora.config import CorpusConfig
@@ -22,7 +21,7 @@ from peft_study.skills.config import DataConfig, SkillConfig
 from peft_study.skills.encode import Encoder
 from peft_study.skills.packing import CorpusStream
 from peft_study.training.config import TrainingConfig
-from peft_study.training.machine import prepare_process, settled_pretrained
+from peft_study.training.machine import prepare_process, settled_pretrained, usable_cores
 from peft_study.training.natural import CorpusTask
 from peft_study.training.run import Point
 from peft_study.training.supervised import train
@@ -81,7 +80,7 @@ def main() -> None:
     """Measure, print and write."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as kernels:
-        rows = [row for shape in ("nano", "10M") for row in rows_of(shape, 8, cores(), kernels)]
+        rows = [row for shape in ("nano", "10M") for row in rows_of(shape, 8, usable_cores(), kernels)]
     for row in rows:
         print(show(row), flush=True)
     print(f"wrote {write(rows, 'quantized')}")

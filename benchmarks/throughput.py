@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from benchmarks import decoding_sides, orchestration_sides, training_sides
-from benchmarks.machine import cores, roofline
+from benchmarks.machine import roofline
 from benchmarks.race import Row, Side, alone, race, show, write
-from peft_study.training.machine import bf16_speedup
+from peft_study.training.machine import bf16_speedup, usable_cores
 
 BASE = Path("checkpoints/nano-error-free-seed0")
 ATTENTIONS = ("sdpa", "eager")
@@ -175,7 +175,9 @@ def gpu_groups_of(threads: int) -> dict[str, Callable[[], list[Row]]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=cores(), help="CPU threads of both sides (default: all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=usable_cores(), help="CPU threads of both sides (default: all cores)"
+    )
     parser.add_argument("--only", default="", help="measure rows whose group contains this text")
     parser.add_argument("--gpu", action="store_true", help="measure at the sizes that a GPU is for; needs one")
     asked = parser.parse_args(arguments)
