@@ -128,6 +128,27 @@ def test_headline_hangs_full_fine_tuning_on_what_learns_alike(made: SimpleNamesp
     assert solved[0] != solved[1]
 
 
+def test_a_legend_covers_neither_an_interval_nor_the_names_of_levels(made: SimpleNamespace) -> None:
+    """Low in a corner it would, where a rank closes less than nothing of its gap."""
+    names = ("control", "upper", "probe", "correction-r1", "correction-r4", "detection-r4")
+    trials = [made.trial(name, 0) for name in names]
+    trials[4].config["skill"]["mask"] = False
+    figure = headline.draw(headline.compute(to_frame(rows_of(made.sweep(trials)))))
+    figure.canvas.draw()
+    right = figure.axes[-1]
+    legend = right.get_legend()
+    assert legend is not None
+    box = legend.get_window_extent()
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "correction, masked",
+        "correction, unmasked",
+        "detection",
+    ]
+    assert right.bbox.x1 <= box.x0
+    assert box.x1 <= figure.bbox.x1
+    assert not [text for text in right.texts if text.get_window_extent().overlaps(box)]
+
+
 def test_figures_of_the_same_table_are_the_same_bytes(frame: pd.DataFrame) -> None:
     first, second = (render(headline.draw(headline.compute(frame)), "svg") for _ in range(2))
     assert first == second
