@@ -239,7 +239,7 @@ def _label_gap(axes: Axes, info: HeadlineInfo) -> None:
         texts += [curve.text for curve in curves]
         colours += [SKILL_COLOURS[curve.skill] for curve in curves]
     else:
-        # Several kinds of adapters end at much the same height: there only a legend can tell them apart. Between the two
+        # Several kinds of adapters end at much the same height: there only a legend tells them apart. Between the two
         # levels' names it covers neither them nor an interval.
         middle = axes.transAxes.inverted().transform(axes.transData.transform((1, 0.5)))[1]
         axes.legend(loc="center left", bbox_to_anchor=(1.0, middle), fontsize=8, frameon=False, handlelength=3.5)
