@@ -20,10 +20,10 @@ from peft_study.models.pretrained import PretrainedLearner
 from peft_study.skills.config import DataConfig, SkillConfig
 from peft_study.skills.encode import Encoder
 from peft_study.skills.packing import CorpusStream
+from peft_study.telling import Point
 from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import prepare_process, settled_pretrained, usable_cores
 from peft_study.training.natural import CorpusTask
-from peft_study.training.run import Point
 from peft_study.training.supervised import train
 
 FORMS: dict[str, tuple[dict[str, Any], float | None]] = {

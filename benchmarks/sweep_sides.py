@@ -34,9 +34,9 @@ from peft_study.study.config import TrialConfig
 from peft_study.study.plan import Plan, build_plan, read_sweep
 from peft_study.study.sweep import run_sweep
 from peft_study.study.trial import train_learner
+from peft_study.telling import Teller, unheard
 from peft_study.training.machine import prepare_process
 from peft_study.training.optim import rate
-from peft_study.training.run import Point
 
 
 class Grid(NamedTuple):
@@ -92,12 +92,7 @@ def _train_only(
     prepare_process(threads=1)
     (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
     learner = Learner(load_base(config.base, config.data.family), config.method, word_ids(NANO), config.seed)
-
-    def on_point(point: Point) -> None:
-        if point.metrics:
-            on_metrics(point.tokens, point.metrics)
-
-    summary, found, _evaluator = train_learner(learner, config, folder, on_point)
+    summary, found, _evaluator = train_learner(learner, config, folder, Teller(unheard, on_metrics))
     learner.save(folder / "adapter")
     (folder / "losses.json").write_text(json.dumps(window_losses(learner.model, config)))
     measures = [measure._asdict() for measure in found.measures]

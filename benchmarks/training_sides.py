@@ -27,12 +27,13 @@ from peft_study.models.device import this_device
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
 from peft_study.skills.targets import correction_targets
+from peft_study.telling import Point
 from peft_study.training.bank import Slot, train_bank
 from peft_study.training.batches import StreamTask, batch_loss
 from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import prepare_process, settled
 from peft_study.training.optim import BETAS, EPSILON
-from peft_study.training.run import Point, Run
+from peft_study.training.run import Run
 from peft_study.training.supervised import train
 
 SHAPES = {

@@ -4,6 +4,7 @@ Exit code 0: done; 1: a trial has failed; 2: something the user can put right, s
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -18,11 +19,11 @@ from typer.core import TyperGroup
 from peft_study import __version__
 from peft_study.cli_data import data_app
 from peft_study.errors import PeftStudyError
+from peft_study.telling import Progress, Teller
 
 if TYPE_CHECKING:
     from peft_study.study.progress import SweepProgress
     from peft_study.study.sweep import Outcome
-    from peft_study.training.run import Point
 
 
 class _Commands(TyperGroup):
@@ -209,7 +210,8 @@ def pretrain(
     with storage_errors(runs), lock, SweepProgress(console, 1) as progress:
         progress.expect(name, config.training.tokens)
         progress.start_trial(name)
-        folder = make_base(config, runs, on_point=_PointProgress(progress, name), n=n)
+        teller = Teller(lambda report: progress.update(name, report))
+        folder = make_base(config, runs, teller, n=n)
         progress.end_trial(name, f"{name} finished")
     console.print(f"base: {folder}", soft_wrap=True)
 
@@ -218,30 +220,16 @@ class _CountProgress:
     """Shows how many of something there are as the progress of one trial."""
 
     def __init__(self, progress: "SweepProgress", name: str) -> None:
-        self.progress, self.name, self.tokens, self.total = progress, name, 0, 0
-        self.loss, self.phase = float("nan"), "solve"
+        self.progress, self.name, self.is_shown = progress, name, False
 
     def __call__(self, done: int, total: int) -> None:
-        if not self.total:
+        if not self.is_shown:
             self.progress.expect(self.name, total)
             self.progress.start_trial(self.name)
-        self.tokens, self.total = done, total
-        self.progress.update(self.name, self)
+        self.is_shown = True
+        self.progress.update(self.name, Progress(done, total, math.nan, "solve", done / max(1, total)))
         if done == total:
             self.progress.end_trial(self.name, f"{self.name} finished")
-
-
-class _PointProgress:
-    """Shows the points of a run as the progress of one trial."""
-
-    def __init__(self, progress: "SweepProgress", name: str) -> None:
-        self.progress, self.name, self.tokens, self.total = progress, name, 0, 0
-        self.loss, self.phase = float("nan"), "train"
-
-    def __call__(self, point: "Point") -> None:
-        self.tokens, self.total = point.tokens, point.total
-        self.loss = point.metrics.get("validation/loss", self.loss)
-        self.progress.update(self.name, self)
 
 
 @app.command()
@@ -360,8 +348,17 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint on one skill: every metric with its 95 % interval and the number of items behind it."""
     from peft_study.study.evaluate import evaluate_checkpoint
+    from peft_study.study.progress import SweepProgress
 
-    measures = evaluate_checkpoint(checkpoint, skill, op, split, n, seed)
+    name = checkpoint.name
+    with SweepProgress(Console(stderr=True), 1) as progress:
+
+        def show(report: Progress) -> None:
+            if name not in progress.running:  # Not before something is measured: what is refused has not begun.
+                progress.start_trial(name)
+            progress.update(name, report)
+
+        measures = evaluate_checkpoint(checkpoint, skill, op, split, n, seed, Teller(show).phase)
     if as_json:
         typer.echo(json.dumps(measures))
     else:

@@ -21,6 +21,7 @@ LAYERS = (
         "peft_study.records",
         "peft_study.stats",
         "peft_study.ranking",
+        "peft_study.telling",
     ),
     ("peft_study.igsm", "peft_study.corpora"),
     ("peft_study.skills",),

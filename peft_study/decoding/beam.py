@@ -14,6 +14,7 @@ from transformers import Qwen3ForCausalLM
 
 from peft_study.decoding.engine import by_length, make_decoder
 from peft_study.errors import ConfigError
+from peft_study.telling import OnShare, unheard
 
 _NEVER = -1e9
 """The score of what may not be chosen."""
@@ -100,11 +101,13 @@ def beam_search(
     batch_size: int = 64,
     temperature: float | None = None,
     generator: torch.Generator | None = None,
+    on_share: OnShare = unheard,
 ) -> list[list[int]]:
     """Return the likeliest tokens found after each prompt, up to and with `end_id`, prompt and output <= `max_length`.
 
     With a `temperature` candidates are sampled from `generator`, without replacement, in place of the likeliest;
-    outputs then depend on `batch_size`. Raises ConfigError where `num_beams` or `temperature` is not positive.
+    outputs then depend on `batch_size`. `on_share` is told before each batch what share of the prompts is done. Raises
+    ConfigError where `num_beams` or `temperature` is not positive.
     """
     if num_beams < 1 or (temperature is not None and temperature <= 0):
         raise ConfigError(
@@ -112,7 +115,9 @@ def beam_search(
             "set num_beams=1 and no temperature for greedy search"
         )
     outputs: list[list[int]] = [[] for _ in prompts]
+    done = 0
     for batch in by_length([len(prompt) for prompt in prompts], batch_size):
+        on_share(done / len(prompts))
         decoder = make_decoder(model, max_length)
         with decoder.at_work():
             decoder.prefill([prompts[i] for i in batch])
@@ -132,4 +137,5 @@ def beam_search(
                 if beams.prompts:
                     decoder.keep(rows)
                     decoder.step(beams.tokens_PKG[:, :, -1].flatten())
+        done += len(batch)
     return outputs

@@ -10,6 +10,7 @@ from transformers import Qwen3ForCausalLM
 from peft_study.decoding.compiled import CompiledDecoder
 from peft_study.decoding.decoder import Decoder
 from peft_study.errors import ConfigError, KernelError
+from peft_study.telling import OnShare, unheard
 
 
 def make_decoder(model: Qwen3ForCausalLM, max_length: int) -> Decoder:
@@ -57,14 +58,18 @@ def generate(
     max_length: int,
     batch_size: int = 256,
     choose: Callable[[Tensor], Tensor] = greedy,
+    on_share: OnShare = unheard,
 ) -> list[list[int]]:
     """Return the tokens generated after each prompt, up to and with `end_id`, prompt and output <= `max_length`.
 
     A sequence that does not end with `end_id` was cut by the limit. A prompt that stands several times in a batch, as
-    where several answers of it are sampled, is computed once.
+    where several answers of it are sampled, is computed once. `on_share` is told before each batch what share of the
+    prompts is done.
     """
     outputs: list[list[int]] = [[] for _ in prompts]
+    done = 0
     for batch in by_length([len(prompt) for prompt in prompts], batch_size):
+        on_share(done / len(prompts))
         decoder = make_decoder(model, max_length)
         with decoder.at_work():
             row_of = {prompt: row for row, prompt in enumerate(dict.fromkeys(tuple(prompts[i]) for i in batch))}
@@ -85,4 +90,5 @@ def generate(
                     alive = [alive[row] for row in rows.tolist()]
                 if alive:
                     decoder.step(tokens)
+        done += len(batch)
     return outputs

@@ -7,6 +7,7 @@ an interval above 0.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,16 +22,20 @@ from peft_study.igsm.text import END, join, problem_words
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.igsm.verify import Verdict
 from peft_study.stats import paired_difference, wilson
+from peft_study.telling import OnPhase, OnShare, unheard
 
 CHOICES = (Verdict.NOT_COMPUTABLE.value, Verdict.UNNECESSARY.value)
 """Departures that the rule counts as wrong choices of what to compute."""
 
 
-def _regret(model: Qwen3ForCausalLM, documents: Sequence[Document], batch_size: int = 128) -> list[Attempt]:
+def _regret(
+    model: Qwen3ForCausalLM, documents: Sequence[Document], on_share: OnShare, batch_size: int = 128
+) -> list[Attempt]:
     family = documents[0].problem.family
     words = word_ids(family)
     attempts: list[Attempt] = []
     for start in range(0, len(documents), batch_size):
+        on_share(start / len(documents))
         part = documents[start : start + batch_size]
         outputs = generate_with_regret(
             model,
@@ -44,7 +49,13 @@ def _regret(model: Qwen3ForCausalLM, documents: Sequence[Document], batch_size: 
     return attempts
 
 
-def measure_base(model: Qwen3ForCausalLM, family: FamilySettings, *, n: int = 1024) -> dict[str, Any]:
+def measure_base(
+    model: Qwen3ForCausalLM,
+    family: FamilySettings,
+    *,
+    n: int = 1024,
+    on_phase: OnPhase = unheard,
+) -> dict[str, Any]:
     """Return accuracy by op, departures at the headline op, and the perfect detector's gain there (test split).
 
     Values of `accuracy` are [value, low, high]; `perfect_detector_gain` likewise, paired over problems.
@@ -54,11 +65,11 @@ def measure_base(model: Qwen3ForCausalLM, family: FamilySettings, *, n: int = 10
     report: dict[str, Any] = {"n": n, "split": "test", "accuracy": accuracy}
     for op in (*range(1, family.op_max + 1), *family.ood_ops):
         documents = draw_problems(family, op, n, split="test", seed=0)
-        attempts = solve_problems(model, documents, "pq")
+        attempts = solve_problems(model, documents, "pq", on_share=partial(on_phase, f"solve op {op}"))
         right = int(outcomes(attempts).sum())
         accuracy[str(op)] = [right / n, *wilson(right, n)]
         if op == headline:
-            again = _regret(model, documents)
+            again = _regret(model, documents, partial(on_phase, f"solve op {op} with retry upon regret"))
             gain = paired_difference(outcomes(again), outcomes(attempts), seed=0)
             report |= {"departures": departures(attempts), "perfect_detector_gain": list(gain)}
     return report

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,11 @@ from peft_study.records import Measure
 from peft_study.rng import derive_seed
 from peft_study.skills.config import DataConfig, SkillConfig
 from peft_study.stats import best_threshold, mean_interval
+from peft_study.telling import OnPhase, OnShare, unheard
 from peft_study.training.batches import batch_loss, make_batch
 
 SAMPLES = 8
 """Outputs a cell keeps for people to read."""
-
-
 THRESHOLD_PROBLEMS = 256
 """Validation problems that the verdict's threshold is chosen on."""
 
@@ -66,7 +66,13 @@ class Evaluator:
     """Measures learners on the same problems; what does not depend on the learner is made once."""
 
     def __init__(
-        self, config: EvaluationConfig, data: DataConfig, *, mistakes_rate: float, op: int | None = None
+        self,
+        config: EvaluationConfig,
+        data: DataConfig,
+        *,
+        mistakes_rate: float,
+        op: int | None = None,
+        on_phase: OnPhase = unheard,
     ) -> None:
         self.config = config
         self.data = data
@@ -78,6 +84,7 @@ class Evaluator:
         known = "id" if self.headline <= self.family.op_max else "ood"
         self.solved = {known: self.headline} if op else {"id": self.family.op_max, "ood": self.headline}
         """Sets of correction and their operations; only one where `op` is given."""
+        self.on_phase = on_phase
 
     def problems(self, op: int, *, rate: float = 0.0) -> Sequence[Document]:
         """Return the documents of a cell."""
@@ -106,21 +113,28 @@ class Evaluator:
         """Return a base's own solutions at the headline op, from `cache` if they were made before."""
         documents = self.problems(self.headline)
         if cache is None:
-            return self._solve(make_base(), documents)
+            return self._solve(make_base(), documents, "solve as the base")
         config = self.config
         asked = f"{config.split}-op{self.headline}-n{config.n}-s{config.seed}-beams{config.num_beams}"
         path = cache / f"{name}-{self.data.order}-{asked}.json"
         if path.is_file():
             tokens = json.loads(path.read_text())
             return [read_attempt(t, document, self.data.order) for t, document in zip(tokens, documents, strict=True)]
-        attempts = self._solve(make_base(), documents)
+        attempts = self._solve(make_base(), documents, "solve as the base")
         cache.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps([attempt.tokens for attempt in attempts]))
         return attempts
 
-    def _solve(self, model: Any, documents: Sequence[Document]) -> list[Attempt]:
+    def _solve(self, model: Any, documents: Sequence[Document], phase: str) -> list[Attempt]:
         config = self.config
-        return solve_problems(model, documents, self.data.order, num_beams=config.num_beams, seed=config.seed)
+        return solve_problems(
+            model,
+            documents,
+            self.data.order,
+            num_beams=config.num_beams,
+            seed=config.seed,
+            on_share=partial(self.on_phase, phase),
+        )
 
     def correction(self, learner: Learner, baseline: list[Attempt] | None, *, free: bool) -> Findings:
         """Measure solving on `id` and `ood`, and with `free` the model's own [BACK] as a detector."""
@@ -128,7 +142,7 @@ class Evaluator:
         model = learner.merged()
         for name, op in self.solved.items():
             documents = self.problems(op)
-            attempts = self._solve(model, documents)
+            attempts = self._solve(model, documents, f"solve op {op}")
             against = baseline if op == self.headline else None
             found.measures += solving_measures(attempts, split=split, name=name, op=op, baseline=against)
             found.arrays[f"correct_{name}_{op}"] = outcomes(attempts)
@@ -139,7 +153,7 @@ class Evaluator:
         if free:
             back = word_ids(self.family)[BACK]
             for name, points in self._sets(baseline).items():
-                scores = _scores(model, points, free_id=back)
+                scores = _scores(model, points, partial(self.on_phase, f"judge {name}"), free_id=back)
                 found.add_points("free", name, self.headline, scores, points)
                 found.measures += ranking_measures(
                     "free_auroc", scores, points, split=split, name=name, op=self.headline
@@ -154,7 +168,7 @@ class Evaluator:
         sets = self._sets(baseline)
         sets["pairs"] = pair_points(self.problems(op), self.data.order, self.config.seed)
         for name, points in sets.items():
-            scores = _scores(detector, points)
+            scores = _scores(detector, points, partial(self.on_phase, f"judge {name}"))
             found.add_points("detect", name, op, scores, points)
             found.measures += detection_measures(scores, points, split=split, name=name, op=op, threshold=threshold)
         if coverage := own_coverage(baseline, split, op):
@@ -174,7 +188,7 @@ class Evaluator:
             retry_rate=self.mistakes_rate,
         )
         points = injected_points(documents, self.data.order)
-        return best_threshold(_scores(detector, points), points.label_P)
+        return best_threshold(_scores(detector, points, unheard), points.label_P)
 
     def _sets(self, baseline: list[Attempt] | None) -> dict[str, Points]:
         sets = {"injected": injected_points(self.problems(self.headline, rate=self.mistakes_rate), self.data.order)}
@@ -183,11 +197,13 @@ class Evaluator:
         return sets
 
 
-def _scores(model: Qwen3ForCausalLM, points: Points, *, free_id: int | None = None) -> NDArray[np.float32]:
+def _scores(
+    model: Qwen3ForCausalLM, points: Points, on_share: OnShare, *, free_id: int | None = None
+) -> NDArray[np.float32]:
     """Return the scores of points by a model that is read as it is decoded: in fp32, through the kernel."""
     decoder = make_decoder(model, max(map(len, points.sequences), default=1))
     with decoder.at_work():
-        return score_points(decoder.read, points, free_id=free_id)
+        return score_points(decoder.read, points, free_id=free_id, on_share=on_share)
 
 
 def _sample(name: str, op: int, document: Document, attempt: Attempt, order: str) -> dict[str, Any]:

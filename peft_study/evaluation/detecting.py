@@ -24,6 +24,7 @@ from peft_study.records import Measure
 from peft_study.rng import python_stream
 from peft_study.skills.targets import NOT_A_DECISION, after_retraction, decision_labels
 from peft_study.stats import auroc, auroc_interval, balanced_accuracy, ece, percentile_interval, wilson
+from peft_study.telling import OnShare, unheard
 from peft_study.training.losses import probability_wrong
 
 
@@ -143,9 +144,12 @@ def padded_reader(learner: nn.Module) -> Reader:
 
 
 def score_points(
-    read: Reader, points: Points, *, free_id: int | None = None, batch_size: int = 16
+    read: Reader, points: Points, *, free_id: int | None = None, batch_size: int = 16, on_share: OnShare = unheard
 ) -> NDArray[np.float32]:
-    """Return P(wrong) at each point: by two outputs for right and wrong, or with `free_id` that token's probability."""
+    """Return P(wrong) at each point: by two outputs for right and wrong, or with `free_id` that token's probability.
+
+    `on_share` is told before each batch what share of the sequences is read.
+    """
     scores = np.empty(len(points.label_P), np.float32)
     mine: dict[int, list[int]] = {}
     for point in np.lexsort((points.position_P, points.sequence_P)).tolist():
@@ -154,6 +158,7 @@ def score_points(
     # What comes after the last point of a sequence changes nothing.
     order = sorted(places, key=lambda i: places[i][-1])
     for start in range(0, len(order), batch_size):
+        on_share(start / len(order))
         batch = order[start : start + batch_size]
         logits = read([points.sequences[i][: places[i][-1] + 1] for i in batch], [places[i] for i in batch])
         values = probability_wrong(logits) if free_id is None else logits.float().softmax(-1)[:, free_id]

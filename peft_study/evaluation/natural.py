@@ -4,6 +4,7 @@ Texts become tokens by the encoder of the training, so that what is measured is 
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -22,6 +23,7 @@ from peft_study.records import Measure
 from peft_study.skills.config import DataConfig, SkillConfig
 from peft_study.skills.encode import Encoder
 from peft_study.stats import ratio_interval
+from peft_study.telling import OnPhase, unheard
 from peft_study.training.batches import Batch, batch_loss
 
 
@@ -36,6 +38,7 @@ def natural_findings(
     batches: Iterable[Batch] | None = None,
     baseline: Sequence[Solution] | None = None,
     data: DataConfig | None = None,
+    on_phase: OnPhase = unheard,
 ) -> Findings:
     """Measure a learner on its skill, and the loss on `batches`, of one validation window each, if there are any.
 
@@ -46,11 +49,11 @@ def natural_findings(
     data = data or DataConfig()
     found = Findings()
     if skill.name == "detection":
-        found = detection(learner, corpus, encoder, evaluation, baseline=baseline)
+        found = detection(learner, corpus, encoder, evaluation, baseline=baseline, on_phase=on_phase)
     elif corpus.grader:
         igsm = config.name == "igsm"
         found = correction(
-            solve(learner, corpus, encoder, evaluation, family=data.family),
+            solve(learner, corpus, encoder, evaluation, family=data.family, on_share=partial(on_phase, "solve")),
             split=evaluation.split,
             retraction=BACK if igsm else config.retraction,
             grader=corpus.grader,
@@ -58,6 +61,7 @@ def natural_findings(
             retracts=data.retry_rate > 0 if igsm else config.mistakes != "none" and config.retry_rate > 0,
         )
     if batches is not None:
+        on_phase("measure the loss", None)
         found.measures.insert(0, loss_measure(learner, batches))
     return found
 

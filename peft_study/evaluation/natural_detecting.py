@@ -5,6 +5,7 @@ far as `corpora/sampled.py` can tell what of it is wrong.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from peft_study.rng import derive_seed
 from peft_study.skills.encode import LABELS, Encoded, Encoder
 from peft_study.skills.targets import NOT_A_DECISION, WRONG
 from peft_study.stats import best_threshold, ratio_interval, wilson
+from peft_study.telling import OnPhase, OnShare, unheard
 
 
 def is_for_threshold(identity: str) -> bool:
@@ -105,6 +107,7 @@ def detection(
     evaluation: NaturalEvaluationConfig,
     *,
     baseline: Sequence[Solution] | None = None,
+    on_phase: OnPhase = unheard,
 ) -> Findings:
     """Measure a detector on half of the validation documents, with a threshold chosen on the other half.
 
@@ -131,24 +134,29 @@ def detection(
                 Measure(evaluation.split, "own", None, "own_mistakes_covered", share, *interval, own.wrong)
             )
     with measuring(learner):
-        threshold = _threshold(learner, document_points(others, range(len(others)), encoder), evaluation)
+        points = document_points(others, range(len(others)), encoder)
+        threshold = _threshold(learner, points, evaluation, partial(on_phase, "choose a threshold"))
         for name, points in sets.items():
-            scores = _scores(learner, points, evaluation)
+            scores = _scores(learner, points, evaluation, partial(on_phase, f"judge {name}"))
             found.add_points("detect", name, 0, scores, points)
             found.measures += _measures(scores, points, evaluation.split, name, threshold)
     return found
 
 
-def _threshold(learner: PretrainedLearner, points: Points, evaluation: NaturalEvaluationConfig) -> float:
+def _threshold(
+    learner: PretrainedLearner, points: Points, evaluation: NaturalEvaluationConfig, on_share: OnShare
+) -> float:
     if not 0 < points.label_P.sum() < len(points.label_P):
         return 0.5
-    return best_threshold(_scores(learner, points, evaluation), points.label_P)
+    return best_threshold(_scores(learner, points, evaluation, on_share), points.label_P)
 
 
-def _scores(learner: PretrainedLearner, points: Points, evaluation: NaturalEvaluationConfig) -> NDArray[np.float32]:
+def _scores(
+    learner: PretrainedLearner, points: Points, evaluation: NaturalEvaluationConfig, on_share: OnShare
+) -> NDArray[np.float32]:
     longest = max(map(len, points.sequences), default=1)
     batch = evaluation.batch or rows_at_once(learner.model, longest)
-    return score_points(padded_reader(learner), points, batch_size=batch)
+    return score_points(padded_reader(learner), points, batch_size=batch, on_share=on_share)
 
 
 def _measures(scores: NDArray[np.float32], points: Points, split: str, name: str, threshold: float) -> list[Measure]:

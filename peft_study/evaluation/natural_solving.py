@@ -24,6 +24,7 @@ from peft_study.records import Measure
 from peft_study.rng import python_stream
 from peft_study.skills.encode import Encoder
 from peft_study.stats import paired_difference, wilson
+from peft_study.telling import OnShare, unheard
 
 GRADES = tuple(Grade)
 """Grades by the numbers that stand for them in arrays."""
@@ -59,17 +60,19 @@ def solve(
     evaluation: NaturalEvaluationConfig,
     *,
     family: str = "nano",
+    on_share: OnShare = unheard,
 ) -> list[Solution]:
     """Return a model's own solutions of at most `evaluation.n` problems, graded; `family` is that of `igsm`.
 
-    ConfigError where nothing can be graded, or where programs would have to be run and may not be.
+    `on_share` is told what share is written. ConfigError where nothing can be graded, or where programs would have to
+    be run and may not be.
     """
     modulus = family_named(family).modulus if corpus.grader == "igsm" else 0
     with open_marker(corpus.grader, evaluation, modulus=modulus) as mark:
         places = chosen(len(corpus.problems), evaluation)
         problems: list[Item] = [corpus.problems[place] for place in places]
         prompts = [encoder.prompt(_asking(corpus.validation[place], corpus.grader, encoder)) for place in places]
-        written = write(learner.model, learner.tokenizer, prompts, evaluation)
+        written = write(learner.model, learner.tokenizer, prompts, evaluation, on_share=on_share)
         return [Solution(*one) for one in zip(problems, written, mark(problems, written), strict=True)]
 
 

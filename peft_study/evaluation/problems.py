@@ -17,6 +17,7 @@ from peft_study.igsm.text import ANSWER, END, join, problem_words, prompt_words
 from peft_study.igsm.tokenizer import word_ids
 from peft_study.igsm.verify import Judgement, judge
 from peft_study.rng import derive_seed
+from peft_study.telling import OnShare, unheard
 
 
 class Attempt(NamedTuple):
@@ -94,13 +95,19 @@ def solve_problems(
     num_beams: int = 1,
     seed: int = 0,
     batch_size: int = 128,
+    on_share: OnShare = unheard,
 ) -> list[Attempt]:
-    """Return the model's solutions, judged: greedy ones, or with more beams those of a search that samples."""
+    """Return the model's solutions, judged: greedy ones, or with more beams those of a search that samples.
+
+    `on_share` is told, as they come, what share of the problems is solved.
+    """
     family = documents[0].problem.family
     prompts = [prompt_ids(document, order) for document in documents]
     end_id, max_length = word_ids(family)[END], 2 * family.max_tokens
     if num_beams == 1:
-        outputs = generate(model, prompts, end_id=end_id, max_length=max_length, batch_size=batch_size)
+        outputs = generate(
+            model, prompts, end_id=end_id, max_length=max_length, batch_size=batch_size, on_share=on_share
+        )
     else:
         outputs = beam_search(
             model,
@@ -111,5 +118,6 @@ def solve_problems(
             batch_size=max(1, batch_size // num_beams),
             temperature=1.0,
             generator=torch.Generator(model.lm_head.weight.device).manual_seed(derive_seed(seed, "beams")),
+            on_share=on_share,
         )
     return [read_attempt(tokens, document, order) for tokens, document in zip(outputs, documents, strict=True)]

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from peft_study.decoding.engine import by_length
 from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.rng import derive_seed
+from peft_study.telling import OnShare, unheard
 
 
 class Written(NamedTuple):
@@ -81,10 +82,13 @@ def write(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     config: NaturalEvaluationConfig,
+    *,
+    on_share: OnShare = unheard,
 ) -> list[Written]:
     """Return what `model` writes after each prompt, given as token ids; nothing after one that has none.
 
-    What does not fit behind its prompt into the positions that the model has is cut off there.
+    What does not fit behind its prompt into the positions that the model has is cut off there. `on_share` is told
+    before each batch what share of the prompts is done.
     """
     stops = stop_ids(model, tokenizer)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
@@ -97,6 +101,7 @@ def write(
             mine = list(same)
             longest = max(len(prompts[i]) for i in mine) + room
             for rows in by_length([len(prompts[i]) for i in mine], config.batch or rows_at_once(model, longest)):
+                on_share(len(written) / len(prompts))
                 chosen = [mine[row] for row in rows]
                 seed = derive_seed(config.seed, "writing", chosen[0])
                 outputs = _generate(model, [prompts[i] for i in chosen], room, stops, config.temperature, seed)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,14 @@ from peft_study.models.places import base_folder
 from peft_study.study.cards import base_card
 from peft_study.study.config import flatten
 from peft_study.study.provenance import provenance
+from peft_study.telling import Teller
 from peft_study.training.pretrain import PretrainConfig, pretrain
-from peft_study.training.run import Point
 
 GENERATED = 64
 """Problems of each op that are solved at a point on the way."""
 
 
-def make_base(config: PretrainConfig, runs: Path, *, on_point: Callable[[Point], None], n: int = 1024) -> Path:
+def make_base(config: PretrainConfig, runs: Path, teller: Teller, *, n: int = 1024) -> Path:
     """Pretrain and measure the base of `config`; return its folder under `checkpoints/`.
 
     Goes on from `runs/pretrain/...` where it was stopped. A finished base is never overwritten: StoreError.
@@ -50,9 +49,9 @@ def make_base(config: PretrainConfig, runs: Path, *, on_point: Callable[[Point],
             for op, documents in checks.items()
         }
 
-    learner, summary = pretrain(config, work, on_point=on_point, generation_accuracy=generation_accuracy)
+    learner, summary = pretrain(config, work, on_point=teller.point, generation_accuracy=generation_accuracy)
     learner.to(torch.device("cpu"))
-    report = measure_base(learner.model, family, n=n)
+    report = measure_base(learner.model, family, n=n, on_phase=teller.phase)
     record = {
         "command": command,
         "config": config.model_dump(mode="json"),

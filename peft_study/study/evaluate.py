@@ -15,6 +15,7 @@ from peft_study.models.places import CHECKPOINTS
 from peft_study.study.config import CONFIG_FILE, TRAINED_METHODS, TrialConfig, build_config, flatten, read_yaml
 from peft_study.study.texts import is_text_trial, open_trial
 from peft_study.study.trial import evaluate_learner
+from peft_study.telling import OnPhase, unheard
 from peft_study.training.machine import prepare_process, usual_threads
 
 
@@ -40,7 +41,7 @@ def open_checkpoint(folder: Path) -> tuple[Learner, TrialConfig]:
 
 
 def _evaluate_texts(
-    trial: Path, skill: str, op: int | None, split: str, n: int, seed: int
+    trial: Path, skill: str, op: int | None, split: str, n: int, seed: int, on_phase: OnPhase
 ) -> dict[str, dict[str, Any]]:
     if op is not None:
         raise ConfigError(f"op is for iGSM problems, but {trial} was trained on real texts; leave --op out")
@@ -48,7 +49,7 @@ def _evaluate_texts(
     opened = open_trial(trial, {"split": split, "n": n, "seed": seed})
     if (trained := opened.config.skill.name) != skill:
         raise ConfigError(f"{trial} was trained for {trained}; try --skill {trained}, or give another checkpoint")
-    found = opened.measure(None, None)
+    found = opened.measure(None, None, on_phase)
     named = {("" if m.set in ("id", "injected") else f"{m.set} ") + m.metric: m for m in found.measures}
     return {name: {"value": m.value, "low": m.low, "high": m.high, "n": m.n} for name, m in named.items()}
 
@@ -58,7 +59,7 @@ HEADLINE = 4
 
 
 def evaluate_checkpoint(
-    folder: Path, skill: str, op: int | None, split: str, n: int, seed: int
+    folder: Path, skill: str, op: int | None, split: str, n: int, seed: int, on_phase: OnPhase = unheard
 ) -> dict[str, dict[str, Any]]:
     """Return metric name -> value, low, high, n of the checkpoint in `folder` on problems with `op` operations.
 
@@ -69,12 +70,13 @@ def evaluate_checkpoint(
     """
     trial = folder.parent if folder.name == "adapter" else folder
     if is_text_trial(trial):
-        return _evaluate_texts(trial, skill, op, split, n, seed)
+        return _evaluate_texts(trial, skill, op, split, n, seed, on_phase)
     prepare_process(threads=1)
     learner, config = open_checkpoint(folder)
     changed = {"evaluation": EvaluationConfig.model_validate({"split": split, "n": n, "seed": seed})}
     config = config.model_copy(update=changed)
-    evaluator = Evaluator(config.evaluation, config.data, mistakes_rate=config.data.retry_rate, op=op or HEADLINE)
+    rate = config.data.retry_rate
+    evaluator = Evaluator(config.evaluation, config.data, mistakes_rate=rate, op=op or HEADLINE, on_phase=on_phase)
     found = evaluate_learner(learner, config, evaluator, cache=None)
     wanted = ("detect_", "free_") if skill == "detection" else ("",)
     measures = [m for m in found.measures if m.metric.startswith(wanted)]

@@ -4,39 +4,17 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bar
 from rich.text import Text
+
+from peft_study.telling import Progress
 
 LINE_SECONDS = 5.0
 """Seconds between plain lines, at least."""
-
-
-class ProgressReport(Protocol):
-    """Where a trial is."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens read so far."""
-        ...
-
-    @property
-    def total(self) -> int:
-        """Tokens to be read in all."""
-        ...
-
-    @property
-    def loss(self) -> float:
-        """Loss of the last step."""
-        ...
-
-    @property
-    def phase(self) -> str:
-        """`train`, or what else it does: `evaluate` and such."""
-        ...
 
 
 def duration(seconds: float) -> str:
@@ -61,6 +39,11 @@ class _Running:
     begun_at: int | None = None
     """Tokens it had read when it was started here: not 0 where it goes on from a checkpoint."""
     text: str = "starts"
+    phase: str = ""
+    phase_started: float = 0.0
+    first_share: float = 0.0
+    """How much of the phase was done when it was first told of."""
+    share: float = 0.0
 
 
 class SweepProgress:
@@ -77,10 +60,10 @@ class SweepProgress:
         """Trial id to the seconds it has run here, for those that are paused."""
         self.ended_trials, self.read_here = 0, 0
         self.started, self.last_line = clock(), -math.inf
-        self.bar: Progress | None = None
+        self.bar: Bar | None = None
         if console.is_terminal and not console.is_dumb_terminal:
             columns = [BarColumn(bar_width=30), TextColumn("{task.percentage:3.0f}%"), _TimeLeft()]
-            self.bar = Progress(*columns, TextColumn("{task.description}"), console=console)
+            self.bar = Bar(*columns, TextColumn("{task.description}"), console=console, transient=True)
             self.task = self.bar.add_task("", total=None, left="")
 
     def __enter__(self) -> "SweepProgress":
@@ -104,15 +87,18 @@ class SweepProgress:
         self.running[trial] = _Running(self.clock())
         self._show()
 
-    def update(self, trial: str, report: ProgressReport) -> None:
+    def update(self, trial: str, report: Progress) -> None:
         """Show where a trial is."""
         running = self.running[trial]
         if running.begun_at is None and report.phase == "train":
-            if self.seconds_left() is None and not self.took:
+            if not self._tokens_read_here() and not self.took:
                 self.started = self.clock()  # What came before the first tokens says nothing of the speed.
             running.begun_at = report.tokens
         self.read[trial] = report.tokens
-        share = f" {report.tokens / report.total:.0%}" if report.total and report.phase != "evaluate" else ""
+        if report.phase != running.phase:
+            running.phase, running.phase_started, running.first_share = report.phase, self.clock(), report.share or 0.0
+        running.share = report.share or 0.0
+        share = "" if report.share is None else f" {report.share:.0%}"
         loss = "" if math.isnan(report.loss) else f", loss {report.loss:.3f}"
         running.text = f"{report.phase}{share}{loss}"
         self._show()
@@ -140,13 +126,23 @@ class SweepProgress:
         self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """Return the seconds left, None before there is a speed to tell from."""
-        here = (self.read[i] - running.begun_at for i, running in self.running.items() if running.begun_at is not None)
-        read_here = self.read_here + sum(here)
-        if read_here <= 0:
-            return None
+        """Return the seconds left, None before there is a speed to tell from.
+
+        Before the first tokens are read and after the last, those left of what the oldest running trial does.
+        """
+        read_here = self._tokens_read_here()
         left = sum(self.expected.values()) - sum(self.read.values())
-        return max(left, 0) * (self.clock() - self.started) / read_here
+        if read_here > 0 and left > 0:
+            return left * (self.clock() - self.started) / read_here
+        running = next(iter(self.running.values()), None)
+        if running is None or running.share <= running.first_share:
+            return None
+        done = running.share - running.first_share
+        return (1 - running.share) * (self.clock() - running.phase_started) / done
+
+    def _tokens_read_here(self) -> int:
+        here = (self.read[i] - running.begun_at for i, running in self.running.items() if running.begun_at is not None)
+        return self.read_here + sum(here)
 
     def _show(self) -> None:
         if self.bar is None and self.clock() - self.last_line < LINE_SECONDS:
@@ -158,8 +154,10 @@ class SweepProgress:
         beside = f" (+{len(self.running) - 1} beside it)" if len(self.running) > 1 else ""
         text = f"[{self.ended_trials + 1}/{self.num_trials}] {trial} {running.text}{beside}"
         if self.bar is not None:
-            total, read = sum(self.expected.values()), sum(self.read.values())
-            self.bar.update(self.task, total=total or None, completed=read, description=escape(text), left=left)
+            total, done = float(sum(self.expected.values())), float(sum(self.read.values()))
+            if not total:  # Nothing is trained: all there is to see is the phase.
+                total, done = 1.0, running.share
+            self.bar.update(self.task, total=total, completed=done, description=escape(text), left=left)
             return
         self.last_line = self.clock()
         self.console.print(escape(text + (f", {left}" if left else "")), highlight=False, soft_wrap=True)

@@ -26,10 +26,11 @@ from peft_study.study.halving import MEASURE, State, brackets_of
 from peft_study.study.launch import Event, Job, WorkerDiedError, Workers, default_workers
 from peft_study.study.ledger import Ledger, grid_space, headline, search_space
 from peft_study.study.plan import Plan, PlannedTrial, Sweep, searched_trial
-from peft_study.study.progress import ProgressReport, SweepProgress
+from peft_study.study.progress import SweepProgress
 from peft_study.study.reuse import reuse
 from peft_study.study.stores import best_effort, check_stores, read_metrics, read_result, storage_errors
 from peft_study.study.tracking import Tracker, TrialRun
+from peft_study.telling import Progress
 
 PAUSE = "waits at its rung"
 """Reason of a trial that leaves its worker to go on later."""
@@ -46,7 +47,7 @@ class TrialRunner(Protocol):
         trial: str,
         arm: str,
         sweep: str,
-        on_progress: Callable[[ProgressReport], None],
+        on_progress: Callable[[Progress], None],
         on_metrics: Callable[[int, dict[str, float]], None],
     ) -> dict[str, Any]:
         """Run the trial; go on from its last checkpoint where there is one.

@@ -35,9 +35,10 @@ from peft_study.skills.packing import CorpusStream, pack
 from peft_study.study.cards import adapter_card
 from peft_study.study.config import CONFIG_FILE, TRAINED_METHODS, TrialConfig, build_config, flatten, read_yaml
 from peft_study.study.stores import read_result
+from peft_study.telling import OnPhase, OnShare, Point, Teller, unheard
 from peft_study.training.machine import prepare_process, settled_pretrained, usual_threads
 from peft_study.training.natural import CorpusTask, corpus_batch
-from peft_study.training.run import Point, TrainingSummary
+from peft_study.training.run import TrainingSummary
 from peft_study.training.sharding import whole
 from peft_study.training.supervised import train
 
@@ -105,18 +106,21 @@ class TextTrial:
         is_detection = self.config.skill.name == "detection"
         return CorpusTask(stream, validation.rows(rows), verdict=is_detection)
 
-    def baseline(self, folder: Path) -> list[Solution] | None:
+    def baseline(self, folder: Path, on_share: OnShare) -> list[Solution] | None:
         """Return the base's own solutions, kept in `folder` for a run that goes on; None where nothing is graded."""
         if not self.corpus.grader or not self.testing.baseline:
             return None
         kept = folder / BASELINE
         if kept.is_file():
             return read_solutions([json.loads(line) for line in kept.read_text().splitlines()], self.corpus)
-        solutions = solve(self.learner, self.corpus, self.encoder, self.testing, family=self.config.data.family)
+        family = self.config.data.family
+        solutions = solve(self.learner, self.corpus, self.encoder, self.testing, family=family, on_share=on_share)
         write_atomic(kept, "".join(json.dumps(row) + "\n" for row in solution_rows(solutions)))
         return solutions
 
-    def measure(self, task: CorpusTask | None, baseline: list[Solution] | None) -> Findings:
+    def measure(
+        self, task: CorpusTask | None, baseline: list[Solution] | None, on_phase: OnPhase = unheard
+    ) -> Findings:
         """Measure the learner on its skill, and the loss on the windows of `task`."""
         batches = None
         if task is not None:
@@ -135,6 +139,7 @@ class TextTrial:
             batches=batches,
             baseline=baseline,
             data=self.config.data,
+            on_phase=on_phase,
         )
 
     def train(self, task: CorpusTask, folder: Path, on_point: Callable[[Point], None]) -> TrainingSummary:
@@ -171,29 +176,26 @@ def follow(config: TrialConfig, folder: Path) -> None:
 def run_texts(
     config: TrialConfig,
     folder: Path,
-    on_point: Callable[[Point], None],
-    on_phase: Callable[[str], None],
+    teller: Teller,
     on_note: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train and measure; return the part of the result that a failed trial has not.
 
-    `on_phase` is told what begins beside training, `on_note` what is read and adapted. Samples, outcomes, adapter and
+    `teller` is told how far it is, `on_note` what is read and adapted. Samples, outcomes, adapter and
     card go to `folder`.
     """
     started = time.monotonic()
-    on_phase("load")
+    teller.phase("load")
     trial = TextTrial(config, folder.parent)
     task = trial.task()
     for note in trial.notes:
         on_note(note)
     loaded = time.monotonic()
-    on_phase("measure the base")
-    baseline = trial.baseline(folder)
+    baseline = trial.baseline(folder, partial(teller.phase, "solve as the base"))
     measured = time.monotonic()
-    summary = trial.train(task, folder / "checkpoint", on_point)
-    on_phase("evaluate")
+    summary = trial.train(task, folder / "checkpoint", teller.point)
     before = time.monotonic()
-    found = trial.measure(task, baseline)
+    found = trial.measure(task, baseline, teller.phase)
     np.savez_compressed(folder / "outcomes.npz", **found.arrays)  # pyright: ignore[reportArgumentType]
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in found.samples))
     result = {

@@ -6,7 +6,7 @@ import shutil
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,10 +28,11 @@ from peft_study.rng import TORCH_GLOBALS
 from peft_study.study.config import CONFIG_FILE, TRAINED_METHODS, TrialConfig
 from peft_study.study.provenance import provenance
 from peft_study.study.texts import BASELINE, run_texts
+from peft_study.telling import Point, Progress, Teller
 from peft_study.training.batches import StreamTask
 from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import settled
-from peft_study.training.run import Point, TrainingSummary
+from peft_study.training.run import TrainingSummary
 from peft_study.training.supervised import train
 
 
@@ -50,17 +51,6 @@ class Trainer(Protocol):
     ) -> TrainingSummary:
         """Train from the checkpoint in `folder` if there is one."""
         ...
-
-
-class Progress(NamedTuple):
-    """How far a trial is."""
-
-    tokens: int
-    total: int
-    loss: float
-    """Last validation loss, nan before the first."""
-    phase: str
-    """'train' or 'evaluate'."""
 
 
 def reset_peak_memory() -> None:
@@ -84,7 +74,7 @@ def peak_memory_mib() -> float:
 
 
 def train_learner(
-    learner: Learner, config: TrialConfig, folder: Path, on_point: Callable[[Point], None], trainer: Trainer = train
+    learner: Learner, config: TrialConfig, folder: Path, teller: Teller, trainer: Trainer = train
 ) -> tuple[TrainingSummary, Findings, Evaluator]:
     """Train `learner` as configured, from the checkpoint in `folder` if there is one, and measure the loss.
 
@@ -107,11 +97,12 @@ def train_learner(
             settled(config.training, folder.parent, learner.model.config.head_dim),
             folder=folder / "checkpoint",
             seed=config.seed,
-            on_point=on_point,
+            on_point=teller.point,
         )
     else:
         summary = TrainingSummary(0, 0, 0, 0.0, [], None)
-    evaluator = Evaluator(config.evaluation, config.data, mistakes_rate=config.data.retry_rate)
+    rate = config.data.retry_rate
+    evaluator = Evaluator(config.evaluation, config.data, mistakes_rate=rate, on_phase=teller.phase)
     return summary, Findings(measures=[evaluator.loss(learner, config.skill, validation)]), evaluator
 
 
@@ -132,28 +123,6 @@ def evaluate_learner(learner: Learner, config: TrialConfig, evaluator: Evaluator
     return evaluator.correction(learner, baseline, free=_knows_back(config))
 
 
-class _Told:
-    """What a sweep is told while a trial runs."""
-
-    def __init__(
-        self, on_progress: Callable[[Progress], None], on_metrics: Callable[[int, dict[str, float]], None]
-    ) -> None:
-        self.on_progress, self.on_metrics = on_progress, on_metrics
-        self.progress = Progress(0, 0, float("nan"), "train")
-
-    def point(self, point: Point) -> None:
-        """Tell where the training is."""
-        loss = point.metrics.get("validation/loss", self.progress.loss)
-        if point.metrics:
-            self.on_metrics(point.tokens, point.metrics)
-        self.progress = Progress(point.tokens, point.total, loss, "train")
-        self.on_progress(self.progress)
-
-    def phase(self, name: str) -> None:
-        """Tell what begins, such as `evaluate`."""
-        self.on_progress(self.progress._replace(phase=name))
-
-
 def _run(
     config: TrialConfig,
     folder: Path,
@@ -170,9 +139,7 @@ def _run(
     family = family_named(config.data.family)
     with TORCH_GLOBALS:
         learner = Learner(load_base(config.base, config.data.family), config.method, word_ids(family), config.seed)
-    told = _Told(on_progress, on_metrics)
-    summary, found, evaluator = train_learner(learner, config, folder, told.point, trainer)
-    told.phase("evaluate")
+    summary, found, evaluator = train_learner(learner, config, folder, Teller(on_progress, on_metrics), trainer)
     rest = evaluate_learner(learner, config, evaluator, folder.parent / "cache")
     np.savez_compressed(folder / "outcomes.npz", **rest.arrays)  # pyright: ignore[reportArgumentType]
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in rest.samples))
@@ -200,8 +167,7 @@ def _run_texts(
     on_note: Callable[[str], None],
 ) -> dict[str, Any]:
     """Train and evaluate a pretrained model on texts."""
-    told = _Told(on_progress, on_metrics)
-    result = run_texts(config, folder, told.point, told.phase, on_note)
+    result = run_texts(config, folder, Teller(on_progress, on_metrics), on_note)
     return result | {"peak_memory_mib": round(peak_memory_mib(), 1)}
 
 

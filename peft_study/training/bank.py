@@ -25,10 +25,11 @@ from peft_study.models.attention import first_seen
 from peft_study.models.config import MethodConfig
 from peft_study.models.fused import Attention, backbone, read_layers, seen_by
 from peft_study.models.learner import Learner
+from peft_study.telling import Point
 from peft_study.training.batches import Batch, StreamTask, loss_of, validation_loss
 from peft_study.training.config import TrainingConfig
 from peft_study.training.optim import BETAS, EPSILON
-from peft_study.training.run import Point, Run, TrainingSummary
+from peft_study.training.run import Run, TrainingSummary
 
 TABLE, HEAD = "model.embed_tokens", "lm_head"
 

@@ -22,10 +22,11 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.rng import derive_seed
 from peft_study.skills.config import SkillConfig
+from peft_study.telling import Point
 from peft_study.training.batches import StreamTask, make_batch
 from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import settled
-from peft_study.training.run import Point, TrainingSummary
+from peft_study.training.run import TrainingSummary
 from peft_study.training.supervised import train
 
 SHOWN_KINDS = (

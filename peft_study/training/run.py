@@ -11,6 +11,7 @@ from peft_study.errors import CheckpointError, ConfigError
 from peft_study.files import write_atomic
 from peft_study.models.abstract import AbstractLearner
 from peft_study.rng import TORCH_GLOBALS, derive_seed
+from peft_study.telling import Point
 from peft_study.training.batches import Source
 from peft_study.training.checkpoint import load_state, save_state
 from peft_study.training.config import TrainingConfig
@@ -19,17 +20,6 @@ from peft_study.training.optim import Masters, Optimizers, rate
 from peft_study.training.sharding import part, whole
 
 Trained = TypeVar("Trained", bound=AbstractLearner)
-
-
-class Point(NamedTuple):
-    """Where a run is."""
-
-    tokens: int
-    """Tokens read."""
-    total: int
-    """Tokens to be read in all."""
-    metrics: dict[str, float]
-    """Empty between the points that are logged."""
 
 
 class TrainingSummary(NamedTuple):

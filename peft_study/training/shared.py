@@ -15,11 +15,12 @@ from peft_study.models.device import this_device
 from peft_study.models.fused import Attention
 from peft_study.models.learner import Learner
 from peft_study.records import Stopped
+from peft_study.telling import Point
 from peft_study.training.bank import Slot, train_bank, why_alone
 from peft_study.training.batches import StreamTask
 from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import is_compiled
-from peft_study.training.run import Point, Run, TrainingSummary
+from peft_study.training.run import Run, TrainingSummary
 from peft_study.training.supervised import train
 
 

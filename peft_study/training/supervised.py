@@ -18,10 +18,11 @@ from peft_study.errors import ConfigError
 from peft_study.models.abstract import AbstractLearner
 from peft_study.models.device import this_process
 from peft_study.records import Stopped
+from peft_study.telling import Point
 from peft_study.training.batches import Batch, Task, batch_loss, share_of, validation_loss
 from peft_study.training.config import TrainingConfig
 from peft_study.training.machine import is_compiled
-from peft_study.training.run import Point, Run, TrainingSummary
+from peft_study.training.run import Run, TrainingSummary
 from peft_study.training.sharding import check_sharded, reduce_gradients, shard, whole
 
 

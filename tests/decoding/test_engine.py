@@ -12,6 +12,7 @@ from transformers import Qwen3ForCausalLM
 
 from peft_study.decoding import decoder as decoder_module
 from peft_study.decoding import engine
+from peft_study.decoding.beam import beam_search
 from peft_study.decoding.compiled import CompiledDecoder
 from peft_study.decoding.decoder import Decoder
 from peft_study.decoding.engine import generate, make_decoder, sampled
@@ -64,6 +65,15 @@ def test_greedy_equals_transformers_token_for_token(model: Qwen3ForCausalLM) -> 
     outputs = generate(model, asked, end_id=END, max_length=LIMIT)
     assert outputs == [by_transformers(model, prompt, END) for prompt in asked]
     assert len({token for output in outputs for token in output}) > 30  # no endless repetition
+
+
+def test_the_share_that_is_done_is_told_before_each_batch(model: Qwen3ForCausalLM) -> None:
+    shares: list[float] = []
+    generate(model, prompts(LENGTHS), end_id=END, max_length=LIMIT, batch_size=3, on_share=shares.append)
+    beam_search(
+        model, prompts(LENGTHS), num_beams=2, end_id=END, max_length=LIMIT, batch_size=4, on_share=shares.append
+    )
+    assert shares == [0, 3 / 7, 6 / 7, 0, 4 / 7]
 
 
 def test_rows_that_end_early_leave_the_others_alone(model: Qwen3ForCausalLM) -> None:

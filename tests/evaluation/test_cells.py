@@ -43,9 +43,21 @@ def baseline(evaluator: Evaluator) -> list[Attempt]:
     return attempts
 
 
-def test_correction_has_its_cells(make_learner: MakeLearner, evaluator: Evaluator, baseline: list[Attempt]) -> None:
+@pytest.fixture
+def told(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float | None]]:
+    """Return what the evaluator tells of its phases."""
+    told: list[tuple[str, float | None]] = []
+    monkeypatch.setattr(evaluator, "on_phase", lambda phase, share: told.append((phase, share)))
+    return told
+
+
+def test_correction_has_its_cells(
+    make_learner: MakeLearner, evaluator: Evaluator, baseline: list[Attempt], told: list[tuple[str, float | None]]
+) -> None:
     learner = make_learner(MethodConfig(name="lora", rank=2)).eval()
     found = evaluator.correction(learner, baseline, free=True)
+    phases = [f"solve op {KNOWN}", f"solve op {HEADLINE}", "judge injected", "judge own"]
+    assert told == [(phase, 0.0) for phase in phases]
     cells = {(measure.set, measure.op) for measure in found.measures}
     assert {("id", KNOWN), ("ood", HEADLINE), ("injected", HEADLINE)} <= cells
     assert {measure.metric for measure in found.measures} <= METRICS.keys()
@@ -68,9 +80,12 @@ def test_free_detector_is_only_measured_where_it_was_asked_for(
     assert set(found.arrays) == {f"correct_id_{KNOWN}", f"correct_ood_{HEADLINE}"}
 
 
-def test_detection_has_its_cells(make_learner: MakeLearner, evaluator: Evaluator, baseline: list[Attempt]) -> None:
+def test_detection_has_its_cells(
+    make_learner: MakeLearner, evaluator: Evaluator, baseline: list[Attempt], told: list[tuple[str, float | None]]
+) -> None:
     learner = make_learner(MethodConfig(name="lora", rank=2)).eval()
     found = evaluator.detection(learner, baseline)
+    assert told == [("judge injected", 0.0), ("judge own", 0.0), ("judge pairs", 0.0)]
     columns = {(name, column) for name in ("injected", "own", "pairs") for column in ("score", "label", "problem")}
     assert set(found.arrays) == {f"detect_{name}_{HEADLINE}_{column}" for name, column in columns}
     metrics = {measure.metric for measure in found.measures if measure.set == "injected"}

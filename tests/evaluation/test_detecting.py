@@ -164,6 +164,9 @@ def test_scores_are_probabilities_and_do_not_depend_on_the_batch(
         assert ((scores >= 0) & (scores <= 1)).all()
         assert len(np.unique(scores)) > len(scores) // 2
         assert score_points(read, points, free_id=free_id, batch_size=3) == pytest.approx(scores, abs=1e-5)
+        shares: list[float] = []
+        score_points(read, points, free_id=free_id, batch_size=3, on_share=shares.append)
+        assert shares == [done / len(points.sequences) for done in range(0, len(points.sequences), 3)]
         if free_id is None:
             assert score_points(padded_reader(learner), points) == pytest.approx(scores, abs=1e-5)
 

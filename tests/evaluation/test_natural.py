@@ -205,6 +205,8 @@ def test_each_skill_has_its_measures(make_scripted: Callable[..., Any], letters:
     learner = make_scripted({f"d{i}\n": "No.\n#### 7|" for i in range(5)})
     base = [written(each.id, "hm", Grade.UNPARSABLE) for each in corpus.validation]
 
+    told: list[str] = []
+
     def measured(skill: str, made: Corpus = corpus, **config: Any) -> dict[str, tuple[float, int]]:
         found = natural_findings(
             learner,
@@ -214,12 +216,16 @@ def test_each_skill_has_its_measures(make_scripted: Callable[..., Any], letters:
             corpus=made,
             encoder=letters,
             baseline=base,
+            on_phase=lambda phase, _: told.append(phase),
         )
         return {measure.metric: (measure.value, measure.n) for measure in found.measures}
 
     assert measured("detection").keys() >= {"detect_auroc", "detect_ece"}
+    assert list(dict.fromkeys(told)) == ["choose a threshold", "judge injected"]
+    told.clear()
     solved = measured("correction", mistakes="number")
     assert (solved["accuracy"], solved["won_by_retraction"]) == ((1.0, 5), (1.0, 5))
+    assert set(told) == {"solve"}
     assert "won_by_retraction" not in measured("correction")
     assert "won_by_retraction" not in measured("correction", mistakes="number", retry_rate=0)
     assert measured("correction", corpus._replace(problems=[], grader="")) == {}

@@ -72,6 +72,9 @@ def test_a_batch_writes_what_each_prompt_gets_alone(load_tiny: Load, kind: str) 
     assert len({len(prompt) for prompt in prompts}) > 4
     alone = write(model, tokenizer, prompts, config(batch=1))
     assert alone == write(model, tokenizer, prompts, config(batch=8))
+    shares: list[float] = []
+    write(model, tokenizer, prompts, config(batch=1), on_share=shares.append)
+    assert shares == [done / len(prompts) for done in range(len(prompts))]
     assert alone == [slow(model, tokenizer, prompt, 16) for prompt in prompts]
     assert len({one.text for one in alone}) > 3
 

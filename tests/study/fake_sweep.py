@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -28,18 +28,10 @@ from peft_study.records import Stopped
 from peft_study.study.config import TrialConfig, config_hash
 from peft_study.study.plan import build_plan, read_sweep
 from peft_study.study.sweep import run_sweep
+from peft_study.telling import Progress
 
 NUM_STEPS = 12
 STEPS_OF_CHECKPOINT = 4
-
-
-class Progress(NamedTuple):
-    """Where the trial is."""
-
-    tokens: int
-    total: int
-    loss: float
-    phase: str
 
 
 def nothing_happens(trial: str, step: int) -> None:

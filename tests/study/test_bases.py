@@ -11,9 +11,9 @@ from peft_study.models.base import Architecture, load_model, read_pretraining
 from peft_study.study import bases
 from peft_study.study.bases import make_base, pretrain_command
 from peft_study.study.config import build, flatten, overrides_layer
+from peft_study.telling import Progress, Teller
 from peft_study.training.config import TrainingConfig
 from peft_study.training.pretrain import PretrainConfig, _legs
-from peft_study.training.run import Point
 
 STEPS, WINDOWS = 4, 2
 
@@ -38,12 +38,14 @@ def configured(tiny: Architecture, **changes: Any) -> PretrainConfig:
     return PretrainConfig(architecture=tiny, training=training).model_copy(update=changes)
 
 
-def made(config: PretrainConfig, *, kill_at: int | None = None) -> Path:
-    def on_point(point: Point) -> None:
-        if kill_at is not None and point.tokens == kill_at * WINDOWS * 256:
+def made(config: PretrainConfig, *, kill_at: int | None = None, told: list[str] | None = None) -> Path:
+    def on_progress(progress: Progress) -> None:
+        if kill_at is not None and progress.tokens == kill_at * WINDOWS * 256:
             raise KeyboardInterrupt
+        if told is not None:
+            told.append(progress.phase)
 
-    return make_base(config, Path("runs"), on_point=on_point, n=4)
+    return make_base(config, Path("runs"), Teller(on_progress), n=4)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -51,7 +53,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_base_is_made_measured_and_described(tiny: Architecture) -> None:
-    folder = made(configured(tiny))
+    told: list[str] = []
+    folder = made(configured(tiny), told=told)
+    assert list(dict.fromkeys(told)) == [
+        "train",
+        *(f"solve op {op}" for op in range(1, 7)),
+        "solve op 6 with retry upon regret",
+        "solve op 7",
+    ]
     record = read_pretraining(folder)
     assert record["training"]["tokens"] == STEPS * WINDOWS * 256
     assert set(record["measured"]["accuracy"]) >= {"4", "5", "6"}

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
 import pytest
@@ -21,7 +21,6 @@ from peft_study.files import locked
 from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
 from peft_study.study.plan import Plan, build_plan, read_sweep
-from peft_study.study.progress import SweepProgress
 from peft_study.study.stores import check_stores
 from peft_study.study.sweep import Outcome, run_sweep
 
@@ -299,13 +298,6 @@ def test_a_search_prunes(write_sweep: Write, runs: Path, fake: Any, read_databas
     assert again.ran == []
 
 
-class Report(NamedTuple):
-    tokens: int
-    total: int = 100
-    loss: float = 1.25
-    phase: str = "train"
-
-
 def test_a_study_of_somebody_else_by_the_same_name_is_left_alone(plan: Plan, runs: Path, fake: Any) -> None:
     study = optuna.create_study(storage=f"sqlite:///{runs / 'optuna.db'}", study_name=plan.sweep.name)
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
@@ -314,68 +306,6 @@ def test_a_study_of_somebody_else_by_the_same_name_is_left_alone(plan: Plan, run
         sweep(plan, runs, trial)
     assert trial.ran == []
     assert len(study.get_trials()) == 2
-
-
-def test_progress_is_plain_and_rare_without_a_terminal() -> None:
-    now, out = [0.0], io.StringIO()
-    with SweepProgress(Console(file=out, width=200), 3, clock=lambda: now[0]) as progress:
-        progress.expect("zero", 100, done=True)
-        progress.expect("one", 100)
-        progress.expect("two", 100)
-        progress.start_trial("one")
-        for tokens in range(101):
-            now[0] = float(tokens)
-            progress.update("one", Report(tokens))
-        progress.end_trial("one", "one finished")
-    lines = out.getvalue().splitlines()
-    assert lines[0] == "[2/3] one starts"
-    assert len(lines) == 22
-    assert lines[10] == "[2/3] one train 50%, loss 1.250, 2:30 left"
-    assert lines[-1] == "[2/3] one finished (1:40)"
-    assert "\x1b" not in out.getvalue()
-
-
-def test_what_comes_before_training_is_shown_and_says_nothing_of_its_speed() -> None:
-    now, out = [0.0], io.StringIO()
-    with SweepProgress(Console(file=out, width=200), 1, clock=lambda: now[0]) as progress:
-        progress.expect("one", 100)
-        progress.start_trial("one")
-        for now[0], phase in ((10.0, "load"), (500.0, "measure the base")):
-            progress.update("one", Report(0, loss=float("nan"), phase=phase))
-        now[0] = 1000.0
-        progress.update("one", Report(40))  # from a checkpoint at 40
-        now[0] = 1010.0
-        progress.update("one", Report(50))
-        assert progress.seconds_left() == pytest.approx(50.0)
-    lines = out.getvalue().splitlines()
-    assert lines[:3] == ["[1/1] one starts", "[1/1] one load 0%", "[1/1] one measure the base 0%"]
-
-
-def test_time_left_counts_what_runs_side_by_side_and_what_was_read_before() -> None:
-    now, out = [0.0], io.StringIO()
-    with SweepProgress(Console(file=out, width=200), 2, clock=lambda: now[0]) as progress:
-        for trial in ("one", "two"):
-            progress.expect(trial, 100)
-            progress.start_trial(trial)
-        assert progress.seconds_left() is None
-        progress.update("one", Report(60))  # from a checkpoint at 60
-        progress.update("two", Report(0))
-        now[0] = 10.0
-        progress.update("one", Report(70))
-        progress.update("two", Report(10, loss=float("nan")))
-        assert progress.seconds_left() == pytest.approx(60.0)  # 20 tokens in 10 seconds, 120 are left
-    assert out.getvalue().splitlines()[-1] == "[1/2] one train 70%, loss 1.250 (+1 beside it), 2:10 left"
-
-
-def test_progress_on_a_terminal_is_one_bar() -> None:
-    out = io.StringIO()
-    console = Console(file=out, width=120, force_terminal=True, color_system=None)
-    with SweepProgress(console, 1) as progress:
-        progress.expect("one [r4]", 10)
-        progress.start_trial("one [r4]")
-        progress.end_trial("one [r4]", "one [r4] failed", bad=True)
-    assert "one [r4] starts" in out.getvalue()
-    assert "[1/1] one [r4] failed" in out.getvalue()
 
 
 def test_a_sweep_killed_at_any_moment_ends_as_an_undisturbed_one(

@@ -30,7 +30,7 @@ from peft_study.study.stores import mlflow_path
 from peft_study.study.sweep import run_sweep
 from peft_study.study.texts import TextTrial, open_trial
 from peft_study.study.tuned import TunedRates
-from peft_study.training.run import Point
+from peft_study.telling import Point
 from tests.processes import run_together
 
 QUIET = Console(quiet=True)

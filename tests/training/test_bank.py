@@ -19,10 +19,11 @@ from peft_study.models.base import Architecture, build_base
 from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
+from peft_study.telling import Point
 from peft_study.training.bank import Bank, Slot, train_bank
 from peft_study.training.batches import StreamTask, batch_loss
 from peft_study.training.config import TrainingConfig
-from peft_study.training.run import Point, Run, TrainingSummary
+from peft_study.training.run import Run, TrainingSummary
 from peft_study.training.supervised import train
 
 LENGTH, WINDOWS = 144, 2

@@ -14,9 +14,10 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.records import Stopped
 from peft_study.skills.config import SkillConfig
+from peft_study.telling import Point
 from peft_study.training.batches import StreamTask
 from peft_study.training.config import TrainingConfig
-from peft_study.training.run import Point, TrainingSummary
+from peft_study.training.run import TrainingSummary
 from peft_study.training.shared import SharedBank
 from peft_study.training.supervised import train
 

@@ -18,10 +18,11 @@ from peft_study.models.config import MethodConfig
 from peft_study.models.learner import Learner
 from peft_study.records import Stopped
 from peft_study.skills.config import SkillConfig
+from peft_study.telling import Point
 from peft_study.training.batches import StreamTask, batch_loss, make_batch, validation_loss
 from peft_study.training.checkpoint import load_state
 from peft_study.training.config import TrainingConfig
-from peft_study.training.run import Point, TrainingSummary
+from peft_study.training.run import TrainingSummary
 from peft_study.training.supervised import train
 
 MakeLearner = Callable[..., Learner]
