@@ -200,11 +200,11 @@ def paper_tables(lines: Sequence[ArmSummary]) -> list[Element]:
 
 
 def provenance_table(record: SweepRecord) -> list[Element]:
-    """Return commit, versions and machine; a value that differs between trials is shown with its count."""
+    """Return commit, versions, machine and kernels; a value that differs between trials is shown with its count."""
     found: dict[str, dict[str, int]] = {}
-    finished = [trial.result.get("provenance", {}) for trial in record.trials if trial.result]
-    for provenance in finished:
-        for key, value in _flat(provenance).items():
+    for result in (trial.result for trial in record.trials if trial.result):
+        trained = {f"training.{key}": result[key] for key in ("precision", "attention") if result.get(key)}
+        for key, value in _flat(result.get("provenance", {}) | trained).items():
             counts = found.setdefault(key, {})
             counts[value] = counts.get(value, 0) + 1
     rows = [

@@ -86,7 +86,9 @@ def make_trial(arm: str, seed: int, *, status: Status = Status.FINISHED, outcome
         "status": status.value,
         "reason": "" if status is Status.FINISHED else "RuntimeError: loss is nan",
         "config": config.model_dump(mode="json"),
-        "provenance": {"commit": "0123abc", "dirty": False, "versions": {"torch": "2.13.0"}, "threads": 2},
+        "provenance": {"commit": "0123abc", "dirty": False, "versions": {"torch": "2.13.0"}, "threads": 2}
+        | {"device": "cpu (x86_64)", "cpu_capability": "AVX512"},
+        "precision": ("bf16" if arm == "full" else "fp32") if config.training.tokens else "",
         "tokens": config.training.tokens,
         "tokens_with_loss": config.training.tokens // 3,
         "trainable_params": params,

@@ -64,6 +64,20 @@ def test_pages_are_brought_up_to_date_by_themselves(results: Path) -> None:
     assert CliRunner().invoke(app, ["pages", "--results", str(results)]).stdout == ""
 
 
+def test_arms_are_listed_by_what_they_were_trained_in(results: Path) -> None:
+    head, *rows = table_of(refill(page("computed"), results))
+    assert head == ["trained in", "on", "trials", "of arms"]
+    assert [row[:3] for row in rows] == [
+        ["bf16", "cpu (x86_64), AVX512", "2"],
+        ["fp32", "cpu (x86_64), AVX512", "17"],
+    ]
+    assert rows[0][3] == "correction: full fine-tuning"
+    named = rows[1][3].split("; ")
+    assert {"correction: control", "correction: LoRA all-linear rank 4", "detection: probe"} <= set(named)
+    assert len(named) == len(set(named))
+    assert not [name for name in named if "as it is" in name or name == "correction: retry pretraining"]
+
+
 def test_the_curve_has_both_skills_in_a_row(results: Path) -> None:
     rows = {row[0]: row[1:] for row in table_of(refill(page("curve"), results))}
     assert list(rows) == [
