@@ -15,7 +15,7 @@ from peft_study.igsm.families import family_named
 from peft_study.records import METRICS, Status
 from peft_study.rng import derive_seed
 from peft_study.stats import percentile_interval
-from peft_study.study.config import TrialConfig, flatten
+from peft_study.study.config import TrialConfig, flatten, overrides_from
 from peft_study.study.reuse import KeptTrial
 
 Row = dict[str, Any]
@@ -140,12 +140,9 @@ def _measured(config: dict[str, Any]) -> dict[str, Any]:
 def overrides_of(row: Row) -> list[str]:
     """Return the dotted overrides that make the trial of a table row: what differs from the defaults."""
     flat = {key: row[column] for column, key in COLUMN_KEYS.items()} | json.loads(row["config"])
-    defaults = flatten(TrialConfig().model_dump(mode="json"))
-    return [
-        f"{key}={json.dumps(value) if isinstance(value, bool) else value}"
-        for key, value in sorted(flat.items())
-        if value is not None and value != "" and value != defaults.get(key)
-    ]
+    # What a table leaves empty does not apply to the trial.
+    shown = {key: value for key, value in sorted(flat.items()) if value is not None and value != ""}
+    return overrides_from(shown, flatten(TrialConfig().model_dump(mode="json")))
 
 
 def rows_of(sweep: SweepRecord) -> list[Row]:

@@ -1,6 +1,7 @@
 """Making a base: pretrain, measure, accept or not, and write checkpoint and card."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from peft_study.models.config import BaseConfig
 from peft_study.models.learner import Learner
 from peft_study.models.places import base_folder
 from peft_study.study.cards import base_card
-from peft_study.study.config import flatten
+from peft_study.study.config import flatten, overrides_from
 from peft_study.study.provenance import provenance
 from peft_study.telling import Teller
 from peft_study.training.pretrain import PretrainConfig, pretrain
@@ -72,10 +73,11 @@ def pretrain_command(config: PretrainConfig) -> str:
     """Return the command that makes the base of `config` with the code and the defaults of this commit."""
     chosen = {"family": config.family, "base": config.base, "seed": config.seed}
     usual = flatten(PretrainConfig.model_validate(chosen).model_dump())
-    changed = [f"{key}={value}" for key, value in flatten(config.model_dump()).items() if value != usual[key]]
+    changed = overrides_from(flatten(config.model_dump()), usual)
     if not changed:
         return "make pretrain " + " ".join(f"{key.upper()}={value}" for key, value in chosen.items())
-    return " ".join(["peft-study pretrain", *changed, *(f"--{key} {value}" for key, value in chosen.items())])
+    options = " ".join(f"--{key} {value}" for key, value in chosen.items())
+    return f"peft-study pretrain {shlex.join(changed)} {options}"
 
 
 def _continued(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, Any] | None]:

@@ -1,6 +1,5 @@
 """Model cards, written from records."""
 
-import json
 import shlex
 from typing import Any
 
@@ -9,7 +8,7 @@ import yaml
 from peft_study.corpora.config import CorpusConfig
 from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.models.config import PretrainedConfig
-from peft_study.study.config import TrialConfig, flatten
+from peft_study.study.config import TrialConfig, flatten, overrides_from
 
 
 def _percent(value: float) -> str:
@@ -145,9 +144,7 @@ def command_of(config: TrialConfig) -> str:
     """Return the command that runs a trial on real texts again: what differs from the defaults."""
     usual = flatten(TrialConfig(pretrained=PretrainedConfig(name="-"), corpus=CorpusConfig()).model_dump(mode="json"))
     usual |= flatten(NaturalEvaluationConfig().model_dump(mode="json"), "testing.")
-    chosen = {key: value for key, value in flatten(config.model_dump(mode="json")).items() if usual.get(key) != value}
-    words = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in chosen.items())
-    return f"peft-study finetune {shlex.join(words)}"
+    return f"peft-study finetune {shlex.join(overrides_from(flatten(config.model_dump(mode='json')), usual))}"
 
 
 def adapter_card(config: TrialConfig, result: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ error that names the nearest key.
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -176,6 +176,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def overrides_layer(overrides: Iterable[str]) -> dict[str, Any]:
     """Return the flat layer of `key=value` texts."""
     return dict(parse_override(text) for text in overrides)
+
+
+def overrides_from(flat: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    """Return the `key=value` texts that make the dotted keys `flat` of those that are `usual`."""
+    return [f"{key}={_override_value(value)}" for key, value in flat.items() if value != usual.get(key)]
+
+
+def _override_value(value: Any) -> str:
+    """Return what `parse_override` reads as `value`: a text as it is, unless YAML takes it for something else."""
+    if isinstance(value, str):
+        try:
+            if yaml.safe_load(value) == value:
+                return value
+        except yaml.YAMLError:
+            pass
+    return json.dumps(value)
 
 
 def config_hash(config: TrialConfig) -> str:

@@ -1,5 +1,6 @@
 """Making a base: from scratch, again after a kill, on from another one; its record and its card."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_the_command_makes_the_same_config(tiny: Architecture) -> None:
     usual = PretrainConfig(base="retry", seed=3)
     assert pretrain_command(usual) == "make pretrain FAMILY=nano BASE=retry SEED=3"
     changed = configured(tiny, base="retry", start="some/folder", op_ratio=0.4)
-    words = pretrain_command(changed).split()
+    words = shlex.split(pretrain_command(changed))
     assert words[:2] == ["peft-study", "pretrain"]
     assert words[-6:] == ["--family", "nano", "--base", "retry", "--seed", "0"]
     asked = {"family": "nano", "base": "retry", "seed": 0, **overrides_layer(words[2:-6])}

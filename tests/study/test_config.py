@@ -10,6 +10,7 @@ from peft_study.study.config import (
     config_hash,
     flatten,
     known_keys,
+    overrides_from,
     overrides_layer,
     parse_override,
     read_yaml,
@@ -53,6 +54,40 @@ def test_a_trial_of_the_study_knows_nothing_of_real_texts() -> None:
 )
 def test_an_override_is_read_as_yaml(text: str, value: object) -> None:
     assert parse_override(text) == ("a.b", value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "gpt2",
+        "a/b.jsonl",
+        "",
+        "1.0",
+        "true",
+        "null",
+        "[BACK]",
+        "Wait: no.",
+        "%",
+        "- \n",
+        "1e-3",
+        2,
+        0.5,
+        True,
+        [1, 2],
+        None,
+    ],
+)
+def test_an_override_that_is_written_is_read_as_the_same_value(value: object) -> None:
+    (text,) = overrides_from({"a.b": value, "c": 1}, {"a.b": object(), "c": 1})
+    assert parse_override(text) == ("a.b", value)
+    assert type(parse_override(text)[1]) is type(value)
+
+
+def test_a_text_is_written_as_it_is_where_nothing_else_is_read_in_it() -> None:
+    assert overrides_from({"a": "meta-llama/Llama-3.2-1B", "b": "[BACK]"}, {}) == [
+        "a=meta-llama/Llama-3.2-1B",
+        'b="[BACK]"',
+    ]
 
 
 @pytest.mark.parametrize(
