@@ -149,7 +149,9 @@ def counts_of(frame: pd.DataFrame) -> Counts:
     rows = to_rows(trial_rows(frame))
     status = {row["trial"]: Status(row["status"]) for row in rows}
     lines = [line for line in summarize(frame) if line.raw is not None]
-    seeds = [len(line.seeds) for line in lines] or [0]
+    # Where nothing is trained, nothing differs between seeds: such an arm needs no more than one.
+    trained = [line for line in lines if line.row["method"] != "none"]
+    seeds = [len(line.seeds) for line in trained or lines] or [0]
     return Counts(
         seeds=(min(seeds), max(seeds)),
         bases=len({row["base_seed"] for row in rows if row["status"] == Status.FINISHED}),

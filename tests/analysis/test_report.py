@@ -76,6 +76,13 @@ def test_what_a_claim_lacks_is_named() -> None:
     assert "these runs have them" in standing(enough, first_look=False)
 
 
+def test_a_base_that_nothing_was_done_to_needs_one_seed(made: SimpleNamespace) -> None:
+    names = ("base", "pretrained", "full", "detection-r4")
+    trials = [made.trial(name, seed) for name in names for seed in range(1 if name in names[:2] else 3)]
+    assert counts_of(to_frame(rows_of(made.sweep(trials)))).seeds == (3, 3)
+    assert counts_of(to_frame(rows_of(made.sweep(trials[:2])))).seeds == (1, 1)
+
+
 def test_caption_says_what_it_rests_on(frame: pd.DataFrame) -> None:
     text = caption(counts_of(frame), first_look=True)
     for part in (
