@@ -158,17 +158,13 @@ def _own(frame: pd.DataFrame) -> dict[tuple[str, str], Interval]:
 def _computed(sweep: Published) -> list[Element]:
     """Return in which precision and on what each arm was trained, since arms that differ in it differ in two things."""
     names = {line.arm: f"{line.skill}: {full_name(line)}" for line in reversed(sweep.lines)}
-    arms: dict[tuple[str, str], dict[str, int]] = {}
+    arms: dict[tuple[str, str], list[str]] = {}
     for trial in sweep.record.trials:
         if precision := trial.result.get("precision"):
             origin = trial.result["provenance"]
             instructions = f", {origin['cpu_capability']}" if origin["device"].startswith("cpu") else ""
-            of_kind = arms.setdefault((precision, origin["device"] + instructions), {})
-            of_kind[trial.arm] = of_kind.get(trial.arm, 0) + 1
-    rows = [
-        [*kind, f"{sum(counts.values()):,}", "; ".join(dict.fromkeys(names[arm] for arm in counts))]
-        for kind, counts in sorted(arms.items())
-    ]
+            arms.setdefault((precision, origin["device"] + instructions), []).append(names[trial.arm])
+    rows = [[*kind, f"{len(found):,}", "; ".join(dict.fromkeys(found))] for kind, found in sorted(arms.items())]
     return [Table(("trained in", "on", "trials", "of arms"), rows)] if rows else []
 
 

@@ -22,6 +22,8 @@ from peft_study.errors import PeftStudyError
 from peft_study.telling import Progress, Teller
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from peft_study.study.progress import SweepProgress
     from peft_study.study.sweep import Outcome
 
@@ -216,20 +218,16 @@ def pretrain(
     console.print(f"base: {folder}", soft_wrap=True)
 
 
-class _CountProgress:
-    """Shows how many of something there are as the progress of one trial."""
+def _shown(progress: "SweepProgress", name: str) -> "Callable[[Progress], None]":
+    """Return what shows how far `name` is; it starts when that is first told, for what is refused has not begun."""
 
-    def __init__(self, progress: "SweepProgress", name: str) -> None:
-        self.progress, self.name, self.is_shown = progress, name, False
+    def show(report: Progress) -> None:
+        if name not in progress.running:
+            progress.expect(name, report.total)
+            progress.start_trial(name)
+        progress.update(name, report)
 
-    def __call__(self, done: int, total: int) -> None:
-        if not self.is_shown:
-            self.progress.expect(self.name, total)
-            self.progress.start_trial(self.name)
-        self.is_shown = True
-        self.progress.update(self.name, Progress(done, total, math.nan, "solve", done / max(1, total)))
-        if done == total:
-            self.progress.end_trial(self.name, f"{self.name} finished")
+    return show
 
 
 @app.command()
@@ -330,7 +328,13 @@ def solve(
     prepare_process(threads=usual_threads())
     console = Console(highlight=False)
     with SweepProgress(console, 1) as progress:
-        grades = write_solutions(config, file, draws, _CountProgress(progress, file.name))
+        show = _shown(progress, file.name)
+
+        def count(done: int, total: int) -> None:
+            show(Progress(done, total, math.nan, "solve", done / max(1, total)))
+
+        grades = write_solutions(config, file, draws, count)
+        progress.end_trial(file.name, f"{file.name} finished")
     total = max(1, sum(grades.values()))
     shares = ", ".join(f"{grade} {count} ({count / total:.0%})" for grade, count in grades.most_common())
     console.print(f"{file}: {shares}", soft_wrap=True)
@@ -350,15 +354,9 @@ def evaluate(
     from peft_study.study.evaluate import evaluate_checkpoint
     from peft_study.study.progress import SweepProgress
 
-    name = checkpoint.name
     with SweepProgress(Console(stderr=True), 1) as progress:
-
-        def show(report: Progress) -> None:
-            if name not in progress.running:  # Not before something is measured: what is refused has not begun.
-                progress.start_trial(name)
-            progress.update(name, report)
-
-        measures = evaluate_checkpoint(checkpoint, skill, op, split, n, seed, Teller(show).phase)
+        teller = Teller(_shown(progress, checkpoint.name))
+        measures = evaluate_checkpoint(checkpoint, skill, op, split, n, seed, teller.phase)
     if as_json:
         typer.echo(json.dumps(measures))
     else:

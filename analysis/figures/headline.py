@@ -241,8 +241,8 @@ def _label_gap(axes: Axes, info: HeadlineInfo) -> None:
     else:
         # Several kinds of adapters end at much the same height: there only a legend tells them apart. Between the two
         # levels' names it covers neither them nor an interval.
-        middle = axes.transAxes.inverted().transform(axes.transData.transform((1, 0.5)))[1]
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, middle), fontsize=8, frameon=False, handlelength=3.5)
+        place = {"bbox_to_anchor": (1.0, 0.5), "bbox_transform": axes.get_yaxis_transform()}
+        axes.legend(loc="center left", **place, fontsize=8, frameon=False, handlelength=3.5)
     strip_labels(axes, 1.02, values, texts, colours)
 
 

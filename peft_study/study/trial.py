@@ -124,22 +124,18 @@ def evaluate_learner(learner: Learner, config: TrialConfig, evaluator: Evaluator
 
 
 def _run(
-    config: TrialConfig,
-    folder: Path,
-    on_progress: Callable[[Progress], None],
-    on_metrics: Callable[[int, dict[str, float]], None],
-    on_note: Callable[[str], None],
-    trainer: Trainer,
+    config: TrialConfig, folder: Path, teller: Teller, on_note: Callable[[str], None], trainer: Trainer
 ) -> dict[str, Any]:
     """Train and evaluate; return the part of the result that a failed trial has not."""
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     reset_peak_memory()
     if config.pretrained is not None:
-        return _run_texts(config, folder, on_progress, on_metrics, on_note)
+        result = run_texts(config, folder, teller, on_note)
+        return result | {"peak_memory_mib": round(peak_memory_mib(), 1)}
     family = family_named(config.data.family)
     with TORCH_GLOBALS:
         learner = Learner(load_base(config.base, config.data.family), config.method, word_ids(family), config.seed)
-    summary, found, evaluator = train_learner(learner, config, folder, Teller(on_progress, on_metrics), trainer)
+    summary, found, evaluator = train_learner(learner, config, folder, teller, trainer)
     rest = evaluate_learner(learner, config, evaluator, folder.parent / "cache")
     np.savez_compressed(folder / "outcomes.npz", **rest.arrays)  # pyright: ignore[reportArgumentType]
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in rest.samples))
@@ -157,18 +153,6 @@ def _run(
         "departures": rest.departures,
         "measures": [measure._asdict() for measure in found.measures + rest.measures],
     }
-
-
-def _run_texts(
-    config: TrialConfig,
-    folder: Path,
-    on_progress: Callable[[Progress], None],
-    on_metrics: Callable[[int, dict[str, float]], None],
-    on_note: Callable[[str], None],
-) -> dict[str, Any]:
-    """Train and evaluate a pretrained model on texts."""
-    result = run_texts(config, folder, Teller(on_progress, on_metrics), on_note)
-    return result | {"peak_memory_mib": round(peak_memory_mib(), 1)}
 
 
 def _leave_nothing(folder: Path) -> None:
@@ -206,7 +190,7 @@ def run_trial(
     result: dict[str, Any] = {"trial": trial, "arm": arm, "sweep": sweep, "config": config.model_dump(mode="json")}
     try:
         result |= {"status": Status.FINISHED.value, "reason": ""} | _run(
-            config, folder, on_progress, on_metrics, on_note, trainer
+            config, folder, Teller(on_progress, on_metrics), on_note, trainer
         )
     except PeftStudyError:
         _leave_nothing(folder)

@@ -14,6 +14,7 @@ from analysis.page import Code, Heading, Table, Text, to_html, to_markdown
 from analysis.published import beside, published_rows
 from analysis.report import TERMINAL_WIDTH, publish, terminal_table, write_report
 from analysis.rows import SweepRecord, rows_of
+from analysis.sections import provenance_table
 from analysis.summary import Counts, Role, caption, counts_of, missing_for_claim, summarize
 from analysis.table import read_results, to_frame
 from analysis.verdict import headline_sentences, show, standing
@@ -81,6 +82,14 @@ def test_a_base_that_nothing_was_done_to_needs_one_seed(made: SimpleNamespace) -
     trials = [made.trial(name, seed) for name in names for seed in range(1 if name in names[:2] else 3)]
     assert counts_of(to_frame(rows_of(made.sweep(trials)))).seeds == (3, 3)
     assert counts_of(to_frame(rows_of(made.sweep(trials[:2])))).seeds == (1, 1)
+
+
+def test_provenance_counts_what_differs_between_trials(made: SimpleNamespace) -> None:
+    (_, table) = provenance_table(made.sweep([made.trial(name, 0) for name in ("full", "control", "base")]))
+    assert isinstance(table, Table)
+    rows = {str(what): value for what, value in table.rows}
+    assert rows["training.precision"] == "bf16 (1 trials); fp32 (1 trials)"
+    assert rows["commit"] == "0123abc"
 
 
 def test_caption_says_what_it_rests_on(frame: pd.DataFrame) -> None:
