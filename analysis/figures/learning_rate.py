@@ -14,8 +14,10 @@ from analysis.style import FAINT, INK, SKILL_COLOURS, error_bars, look, new_figu
 from analysis.summary import SKILLS, Counts, Interval, Row, counts_of
 from analysis.table import arm_rows, to_rows, trial_rows
 from peft_study.records import Status
-from peft_study.study.tuned import TUNING_METRIC, Cell
+from peft_study.study.tuned import TUNING_METRIC, Cell, variant_of
 
+_COLUMNS = 5
+"""Panels of a row, at most."""
 _TOGETHER = 0.05
 """Distance in the metric within which two marks would be printed over each other."""
 
@@ -78,9 +80,11 @@ def _metric_of(row: Row) -> tuple[str, str]:
 
 
 def _cell_of(row: Row) -> Cell:
-    return Cell.of(
-        row["family"], row["skill"], row["method"], row["targets"], int(row["tokens"] or 0), row["rank"] or 0
+    variant = variant_of(
+        skill=row["skill"], base=row["base"], retry_rate=row["retry_rate"], mask=row["mask"] is not False
     )
+    kind = row["family"], row["skill"], row["method"], row["targets"], variant
+    return Cell.of(*kind, tokens=int(row["tokens"] or 0), rank=row["rank"] or 0)
 
 
 def _losses(frame: pd.DataFrame) -> dict[tuple[Cell, float], float]:
@@ -101,26 +105,29 @@ def _tuned(cell: Cell, rates: tuple[Rate, ...]) -> Tuned:
 
 
 def draw(info: LearningRateInfo) -> Figure:
-    """Draw a row for each skill, a panel for each method and target set, a curve for each rank."""
-    panels: dict[tuple[str, str, str], list[Tuned]] = {}
+    """Draw rows for each skill, a panel for each method, target set and variant, a curve for each rank."""
+    panels: dict[tuple[str, ...], list[Tuned]] = {}
     for tuned in info.tuned:
-        panels.setdefault((tuned.cell.skill, tuned.cell.method, tuned.cell.targets), []).append(tuned)
-    skills = [skill for skill in SKILLS if any(key[0] == skill for key in panels)]
-    kinds = {skill: [key for key in panels if key[0] == skill] for skill in skills}
-    columns = max(map(len, kinds.values()), default=1)
+        panels.setdefault(tuned.cell[1:5], []).append(tuned)
+    rows: list[list[tuple[str, ...]]] = []
+    for skill in SKILLS:
+        of_skill = [key for key in panels if key[0] == skill]
+        rows += [of_skill[at : at + _COLUMNS] for at in range(0, len(of_skill), _COLUMNS)]
+    columns = max(map(len, rows), default=1)
     with look():
-        figure = new_figure(10.0, 0.4 + 2.5 * max(1, len(skills)))
-        grid = figure.add_gridspec(max(1, len(skills)), columns)
+        figure = new_figure(10.0, 0.4 + 2.5 * max(1, len(rows)))
+        grid = figure.add_gridspec(max(1, len(rows)), columns)
         drawn: list[tuple[Axes, list[Tuned]]] = []
-        for row, skill in enumerate(skills):
-            first = None
-            for column, key in enumerate(kinds[skill]):
-                axes = figure.add_subplot(grid[row, column], sharey=first)
-                first = first or axes
+        firsts: dict[str, Axes] = {}
+        for row, keys in enumerate(rows):
+            for column, key in enumerate(keys):
+                skill, *kind = key
+                axes = figure.add_subplot(grid[row, column], sharey=firsts.get(skill))
+                # The skill is said once: many panels leave no room for more.
+                title = "" if skill in firsts else f"{skill.capitalize()}: "
+                firsts.setdefault(skill, axes)
                 _draw_panel(axes, panels[key])
-                # The skill is said once a row: many panels leave no room for more.
-                title = f"{skill.capitalize()}: " if column == 0 else ""
-                axes.set_title(title + " ".join(filter(None, key[1:])), color=SKILL_COLOURS[skill])
+                axes.set_title(title + " ".join(filter(None, kind)), color=SKILL_COLOURS[skill])
                 axes.set_xlabel("peak learning rate")
                 axes.set_ylabel(_axis_text(skill) if column == 0 else "")
                 drawn.append((axes, panels[key]))

@@ -234,14 +234,12 @@ class Tracker:
     def is_complete(self, result: Mapping[str, Any]) -> bool:
         """Return whether the run of a trial says what its result says."""
         run = self.children.get(result["trial"])
-        if run is None:
-            return False
-        return run.info.status == RUN_STATUS[result["status"]] and run.data.tags.get("status") == result["status"]
+        return run is not None and _has_status(run, result["status"])
 
     def start(self, planned: PlannedTrial, optuna_number: int) -> "TrialRun":
         """Return the run of a trial, a new one or the one that was begun, set to running."""
         run = self.children.get(planned.trial)
-        if run is not None and run.data.tags.get("status") in (Status.FINISHED, Status.PRUNED):
+        if run is not None and (_has_status(run, Status.FINISHED) or _has_status(run, Status.PRUNED)):
             # Its result was deleted to run it afresh: curves of two attempts do not belong in one run.
             self.client.delete_run(run.info.run_id)
             run = None
@@ -265,6 +263,11 @@ class Tracker:
     def reported(self) -> str:
         """Return what the report on the parent was made from, '' where there is none."""
         return "" if self.parent is None else self.parent.data.tags.get("reported", "")
+
+
+def _has_status(run: "Run", status: str) -> bool:
+    """Return whether a run was ended with `status`; a kill may come between its tag and its end."""
+    return run.data.tags.get("status") == status and run.info.status == RUN_STATUS[Status(status)]
 
 
 class TrialRun:

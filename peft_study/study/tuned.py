@@ -1,7 +1,7 @@
 """The tuned learning rates: what `sweeps/lr.yaml` and `lr_long.yaml` found, read from their committed results.
 
-For each family, skill, method, target set, token budget and rank the best of the rates that were tried, by the mean
-over seeds of the skill's metric on validation problems. Rows from test problems are never read.
+For each family, skill, method, target set, variant, token budget and rank the best of the rates that were tried, by
+the mean over seeds of the skill's metric on validation problems. Rows from test problems are never read.
 """
 
 import csv
@@ -36,20 +36,38 @@ class Cell(NamedTuple):
     method: str
     targets: str
     """Empty for methods without target sets."""
+    variant: str
+    """What is not as in the headline setting; empty where nothing is."""
     tokens: int
     """What a trial reads."""
     rank: int
 
     @classmethod
-    def of(cls, family: str, skill: str, method: str, targets: str, tokens: int, rank: int) -> "Cell":
+    def of(cls, family: str, skill: str, method: str, targets: str, variant: str, *, tokens: int, rank: int) -> "Cell":
         """Return the cell; target sets and ranks of methods that have none are left out."""
-        if method == "full":
-            return cls(family, skill, method, "", tokens, 0)
-        return cls(family, skill, method, targets if method == "lora" else "", tokens, rank)
+        if method != "lora":
+            targets, rank = "", 0
+        return cls(family, skill, method, targets, variant, tokens, rank)
 
     def __str__(self) -> str:
-        shown = [self.family, self.skill, self.method, self.targets, f"rank {self.rank}" if self.rank else ""]
+        rank = f"rank {self.rank}" if self.rank else ""
+        shown = [self.family, self.skill, self.method, self.targets, self.variant, rank]
         return ", ".join(part for part in shown if part)
+
+
+def variant_of(*, skill: str, base: str, retry_rate: float, mask: bool) -> str:
+    """Return in what a trial is not as in the headline setting: mistakes, masked, on the error-free base.
+
+    >>> variant_of(skill="correction", base="retry", retry_rate=0.5, mask=False)
+    'retry base, unmasked'
+    """
+    parts = {
+        "clean tokens": not retry_rate,
+        "retry base": base == "retry",
+        # Of detectors, and where there is nothing to mask, the mask says nothing.
+        "unmasked": skill == "correction" and bool(retry_rate) and not mask,
+    }
+    return ", ".join(part for part, holds in parts.items() if holds)
 
 
 class TunedRate(NamedTuple):
@@ -82,7 +100,9 @@ class TunedRates:
         tables = [self.path, *(path for path in self.more if path.exists())]
         for row in itertools.chain.from_iterable(map(self._rows, tables)):
             tokens, rank = (int(float(row[key] or 0)) for key in ("tokens", "rank"))
-            cell = Cell.of(row["family"], row["skill"], row["method"], row["targets"], tokens, rank)
+            skill, retry_rate = row["skill"], float(row["retry_rate"])
+            variant = variant_of(skill=skill, base=row["base"], retry_rate=retry_rate, mask=row["mask"] != "false")
+            cell = Cell.of(row["family"], skill, row["method"], row["targets"], variant, tokens=tokens, rank=rank)
             key = cell, float(row["lr"])
             if (row["set"], row["metric"]) == TUNING_METRIC[row["skill"]]:
                 scores[key].append(float(row["value"]))
@@ -115,28 +135,58 @@ class TunedRates:
         ]
 
     def look_up(self, config: TrialConfig) -> TunedRate:
-        """Return the tuned rate for `config`: of the same cell, at the nearest budget and rank that were tuned.
+        """Return the tuned rate for `config`: of the same cell, at the nearest budget that was tuned.
 
-        Base and retry rate do not count: the control and the upper reference are trained as full fine-tuning is. A
-        budget that is not near is an alarm.
+        Between two ranks that were tuned the rate lies on the line through their best, both on log scales: with a
+        scale of alpha/r that is the same at every rank, high ranks want lower rates. Outside them it is that of the
+        nearest. A variant that was not tuned takes the rate of the headline setting. That, and a budget or a rank
+        that is not near, is an alarm.
         """
-        method, tokens = config.method, config.training.tokens
-        wanted = Cell.of(config.data.family, config.skill.name, method.name, method.targets, tokens, method.rank)
-        near = [cell for cell in self.candidates if cell[:4] == wanted[:4]]
-        if not near:
+        wanted = cell_of(config)
+        variant, tokens = wanted.variant, wanted.tokens
+        cells = {cell for cell in self.candidates if cell[:4] == wanted[:4] and cell.variant in ("", variant)}
+        if not cells:
             raise ConfigError(f"no tuned learning rate in {self.path} for {wanted}; {_remedy_for(wanted)}")
+        alarms: list[str] = []
+        budget = min((cell.tokens for cell in cells), key=lambda tuned: (_octaves(tuned, tokens), tuned))
+        if _octaves(budget, tokens) > 1:
+            alarms.append(f"the learning rate was tuned at {budget:,} tokens, not at {tokens:,} ({wanted})")
+        cells = {cell for cell in cells if cell.tokens == budget}
+        if all(cell.variant != variant for cell in cells):
+            alarms.append(f"the learning rate is that of masked mistakes on the error-free base, not of {wanted}")
+            variant = ""
+        ranks = sorted(cell.rank for cell in cells if cell.variant == variant)
+        low = max((rank for rank in ranks if rank <= wanted.rank), default=ranks[0])
+        high = min((rank for rank in ranks if rank >= wanted.rank), default=ranks[-1])
+        if low == high and _octaves(low, wanted.rank) > 1:
+            alarms.append(f"the learning rate was tuned at rank {low}, not near {wanted.rank} ({wanted})")
+        ends = [wanted._replace(variant=variant, tokens=budget, rank=rank) for rank in sorted({low, high})]
+        best = [_best(self.candidates[end], end) for end in ends]
+        alarms += [alarm for each in best for alarm in each.alarms]
+        share = math.log(wanted.rank / low) / math.log(high / low) if low != high else 0.0
+        return TunedRate(_between(best[0].lr, best[-1].lr, share), tuple(alarms))
 
-        def distance(cell: Cell) -> tuple[float, float, int]:
-            # Rank 0 counts as one below rank 1; of two equally near ranks the lower one.
-            budget = abs(math.log2(max(cell.tokens, 1) / max(wanted.tokens, 1)))
-            return budget, abs(math.log2(max(cell.rank, 0.5) / max(wanted.rank, 0.5))), cell.rank
 
-        nearest = min(near, key=distance)
-        best = _best(self.candidates[nearest], nearest)
-        if distance(nearest)[0] <= 1:
-            return best
-        elsewhere = f"the learning rate was tuned at {nearest.tokens:,} tokens, not at {tokens:,} ({wanted})"
-        return best._replace(alarms=(*best.alarms, elsewhere))
+def _between(low: float, high: float, share: float) -> float:
+    """Return the rate at `share` of the way between two on a log scale, to two digits; the ends as they are.
+
+    >>> _between(0.01, 0.001, 0.5)
+    0.0032
+    """
+    return low if low == high or share == 0 else float(f"{low * (high / low) ** share:.2g}")
+
+
+def cell_of(config: TrialConfig) -> Cell:
+    """Return what a trial's learning rate is to be tuned for."""
+    data, skill, method = config.data, config.skill, config.method
+    variant = variant_of(skill=skill.name, base=config.base.name, retry_rate=data.retry_rate, mask=skill.mask)
+    tokens = config.training.tokens
+    return Cell.of(data.family, skill.name, method.name, method.targets, variant, tokens=tokens, rank=method.rank)
+
+
+def _octaves(one: int, other: int) -> float:
+    """Return how far apart two numbers are, in powers of two."""
+    return abs(math.log2(max(one, 1) / max(other, 1)))
 
 
 def _remedy_for(wanted: Cell) -> str:

@@ -113,6 +113,9 @@ class TunedRow(NamedTuple):
     metric: str = "accuracy"
     family: str = "nano"
     tokens: int = 524_288
+    base: str = "error-free"
+    retry_rate: float = 0.5
+    mask: str = "true"
 
 
 @pytest.fixture

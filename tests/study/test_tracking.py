@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from peft_study.errors import StoreError
 from peft_study.igsm.families import NANO
@@ -149,6 +150,28 @@ def test_leftovers_of_a_kill_are_ended(plan: Plan, runs: Path, read_databases: R
     Tracker(runs, plan.sweep).start(plan.trials[0], 0)
     Tracker(runs, plan.sweep).kill_leftovers()
     assert read_databases(runs).runs == [(plan.trials[0].trial, "KILLED"), ("made_up", "RUNNING")]
+
+
+def test_a_run_killed_while_it_was_being_ended_goes_on(
+    plan: Plan, runs: Path, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan.trials[0]
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", kill)
+    with pytest.raises(KeyboardInterrupt):
+        finish(plan, runs, fake)
+    monkeypatch.undo()
+    tracker = Tracker(runs, plan.sweep)
+    tracker.kill_leftovers()
+    before = tracker.children[planned.trial]
+    assert (before.info.status, before.data.tags["status"]) == ("KILLED", "finished")
+    assert not tracker.is_complete({"trial": planned.trial, "status": "finished"})
+    tracker.start(planned, 0).end(Status.FINISHED)
+    assert tracker.is_complete({"trial": planned.trial, "status": "finished"})
+    assert tracker.children[planned.trial].info.run_id == before.info.run_id
 
 
 def test_a_trial_run_afresh_has_one_run_that_counts(plan: Plan, runs: Path, fake: Any, read_databases: Read) -> None:

@@ -48,14 +48,39 @@ def test_detection_is_tuned_on_its_own_metric(write_rates: Write, tuned_row: Row
     assert TunedRates(write_rates(*rows)).look_up(config_of(skill__name="detection")).lr == 0.003
 
 
-def test_the_nearest_rank_counts_in_powers_of_two(write_rates: Write, tuned_row: Row) -> None:
+def test_between_tuned_ranks_the_rate_lies_on_a_line_of_logs(write_rates: Write, tuned_row: Row) -> None:
     tried = {1: (0.01, 0.03, 0.1), 16: (0.001, 0.003, 0.01)}
     rows = [
         tuned_row(lr, 0.9 if i == 1 else 0.1, rank=rank) for rank, rates in tried.items() for i, lr in enumerate(rates)
     ]
     rates = TunedRates(write_rates(*rows))
-    chosen = {rank: rates.look_up(config_of(method__rank=rank)).lr for rank in (1, 2, 4, 8, 16, 128)}
-    assert chosen == {1: 0.03, 2: 0.03, 4: 0.03, 8: 0.003, 16: 0.003, 128: 0.003}
+    chosen = {rank: rates.look_up(config_of(method__rank=rank)) for rank in (1, 2, 4, 8, 16, 32)}
+    # 0.03 / 10^(1/4), ... to two digits.
+    expected = {1: 0.03, 2: 0.017, 4: 0.0095, 8: 0.0053, 16: 0.003, 32: 0.003}
+    assert {rank: rate.lr for rank, rate in chosen.items()} == expected
+    assert not any(rate.alarms for rate in chosen.values())
+
+
+def test_a_rank_far_from_those_tuned_is_an_alarm(write_rates: Write, tuned_row: Row) -> None:
+    rows = [tuned_row(lr, 0.9 if lr == 0.003 else 0.1, rank=16) for lr in (0.001, 0.003, 0.01)]
+    rates = TunedRates(write_rates(*rows))
+    for rank in (4, 64):
+        (alarm,) = rates.look_up(config_of(method__rank=rank)).alarms
+        assert alarm.startswith(f"the learning rate was tuned at rank 16, not near {rank} (nano, correction, lora")
+    for rank in (8, 16, 32):
+        assert rates.look_up(config_of(method__rank=rank)) == (0.003, ())
+
+
+def test_both_ranks_that_a_rate_lies_between_may_alarm(write_rates: Write, tuned_row: Row) -> None:
+    best = {1: 0.1, 16: 0.001}
+    rows = [
+        tuned_row(lr, 0.9 if lr == best[rank] else 0.1, rank=rank)
+        for rank in best
+        for lr in (0.001, 0.003, 0.01, 0.03, 0.1)
+    ]
+    rate = TunedRates(write_rates(*rows)).look_up(config_of(method__rank=4))
+    assert rate.lr == 0.01
+    assert [alarm.rpartition(", ")[2] for alarm in rate.alarms] == ["rank 1)", "rank 16)"]
 
 
 @pytest.mark.parametrize(("best", "alarmed"), [(0.001, True), (0.003, False), (0.01, True)])
@@ -83,11 +108,41 @@ def test_a_table_of_test_problems_alone_gives_no_rate(write_rates: Write, tuned_
         rates.look_up(config_of())
 
 
-def test_control_and_upper_reference_use_the_rate_of_full_fine_tuning(write_rates: Write, tuned_row: Row) -> None:
-    rows = [tuned_row(lr, v, method="full", rank="", targets="") for lr, v in ((1e-4, 0.1), (3e-4, 0.9), (1e-3, 0.2))]
+VARIANTS = {
+    "clean tokens": ({"retry_rate": 0.0}, {"data.retry_rate": 0}),
+    "retry base": ({"base": "retry"}, {"base.name": "retry"}),
+    "unmasked": ({"mask": "false"}, {"skill.mask": False}),
+}
+"""Variant to the columns of a row and the keys of a config that make it."""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_variant_has_its_own_rate(write_rates: Write, tuned_row: Row, variant: str) -> None:
+    columns, keys = VARIANTS[variant]
+    kind = {"method": "full", "rank": "", "targets": ""}
+    rows = [tuned_row(lr, v, **kind) for lr, v in ((1e-4, 0.1), (3e-4, 0.9), (1e-3, 0.2))]
+    config = build_config({"method.name": "full", **keys})
     rates = TunedRates(write_rates(*rows))
-    for changes in ({}, {"base.name": "retry"}, {"data.retry_rate": 0}, {"method.targets": "qv"}):
-        assert rates.look_up(build_config({"method.name": "full", **changes})).lr == 3e-4
+    borrowed = f"that of masked mistakes on the error-free base, not of nano, correction, full, {variant}"
+    assert rates.look_up(config) == (3e-4, (f"the learning rate is {borrowed}",))
+    own = [tuned_row(lr, v, **kind, **columns) for lr, v in ((1e-5, 0.95), (3e-5, 0.99), (1e-4, 0.2))]
+    rates = TunedRates(write_rates(*rows, *own))
+    assert rates.look_up(config) == (3e-5, ())
+    assert rates.look_up(build_config({"method.name": "full", "method.targets": "qv"})) == (3e-4, ())
+    # A rate that was tuned at the right budget is better than one's own at eight times as many tokens.
+    own = [row._replace(tokens=2**22) for row in own]
+    rates = TunedRates(write_rates(*rows, *own))
+    assert rates.look_up(config) == (3e-4, (f"the learning rate is {borrowed}",))
+    assert rates.look_up(build_config({"method.name": "full", **keys, "training.tokens": 2**22})) == (3e-5, ())
+
+
+def test_a_mask_says_nothing_of_detectors_and_clean_tokens(write_rates: Write, tuned_row: Row) -> None:
+    named = {"skill": "detection", "set": "injected", "metric": "detect_auroc", "mask": ""}
+    rows = [tuned_row(lr, v, **named) for lr, v in ((1e-3, 0.1), (3e-3, 0.9), (1e-2, 0.2))]
+    rows += [tuned_row(lr, v, retry_rate=0) for lr, v in ((1e-4, 0.1), (3e-4, 0.9), (1e-3, 0.2))]
+    rates = TunedRates(write_rates(*rows))
+    assert rates.look_up(config_of(skill__name="detection", skill__mask=False)) == (3e-3, ())
+    assert rates.look_up(config_of(data__retry_rate=0, skill__mask=False)) == (3e-4, ())
 
 
 def test_the_probe_is_tuned_by_itself(write_rates: Write, tuned_row: Row) -> None:
