@@ -16,10 +16,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis import verdict
-from analysis.comparisons import Comparison, compare, full_name, headline_key
+from analysis.comparisons import Comparison, compare, full_name
+from analysis.curve import curve_table, place_of, pooled_values
 from analysis.figures import headline, targets
 from analysis.page import Element, Table, Text, to_markdown
-from analysis.rows import SweepRecord, arm_samples, kept_record
+from analysis.partners import headline_key
+from analysis.rows import SweepRecord, kept_record
 from analysis.sections import (
     comparison_note,
     comparison_table,
@@ -29,8 +31,8 @@ from analysis.sections import (
     paper_tables,
     trial_values,
 )
-from analysis.summary import ArmSummary, Interval, Role, caption, counts_of, on_curve, summarize
-from analysis.table import arm_rows, read_results, to_rows, write_if_changed
+from analysis.summary import ArmSummary, Row, caption, counts_of, on_curve, summarize
+from analysis.table import read_results, to_rows, trial_rows, write_if_changed
 from analysis.verdict import show
 from peft_study.errors import DataError
 from peft_study.study.reuse import read_trials, trials_path
@@ -59,7 +61,7 @@ def read_published(sweep: str, results: Path) -> Published:
     kept = read_trials(source.read_bytes(), source=source)
     trials = tuple(kept_record(name, trial) for name, trial in kept.items())
     lines = summarize(frame)
-    return Published(frame, SweepRecord(sweep, "", False, {}, (), trials), lines, compare(lines, arm_samples(trials)))
+    return Published(frame, SweepRecord(sweep, "", False, {}, (), trials), lines, compare(lines, trials))
 
 
 def refill(text: str, results: Path, *, sweep: str | None = None) -> str:
@@ -98,61 +100,11 @@ def _standing(sweep: Published) -> list[Element]:
 
 
 def _answer(sweep: Published) -> list[Element]:
-    return [Text(text) for text in verdict.headline_sentences(sweep.lines)]
+    return [Text(text) for text in verdict.headline_sentences(sweep.lines, sweep.comparisons)]
 
 
 def _curve(sweep: Published) -> list[Element]:
-    """Return both skills side by side: references, ranks, full fine-tuning."""
-    own = _own(sweep.frame)
-    lines = [line for line in sweep.lines if on_curve(line, sweep.lines)]
-    masked = {_place(line): line for line in lines if line.skill == "correction" and line.row["mask"]}
-    unmasked = {_place(line): line for line in lines if line.skill == "correction" and not line.row["mask"]}
-    detectors = {_place(line): line for line in lines if line.skill == "detection"}
-    rows = []
-    for place in sorted({*masked, *unmasked, *detectors}):
-        solved, detected = masked.get(place), detectors.get(place)
-        cells = [_ROW_NAMES[place.role] + (f" {place.rank}" if place.rank else "")]
-        cells += [show(solved.raw, 3), show(solved.gap, 2)] if solved else ["", ""]
-        if unmasked:
-            cells.append(show(unmasked[place].raw, 3) if place in unmasked else "")
-        cells += [show(detected.raw, 3), show(own.get((detected.arm, detected.metric)), 3)] if detected else ["", ""]
-        rows.append([*cells, show(detected.gap, 2) if detected else ""])
-    op = next((line.op for line in lines if line.op), None)
-    at = f" at op {op}" if op else ""
-    header = ["", f"correction: solved{at}", "gap closed"] + ["solved, loss on mistakes too"] * bool(unmasked)
-    return [Table([*header, f"detection: AUROC{at}", "own mistakes", "gap closed"], rows)]
-
-
-class _Place(NamedTuple):
-    """Where an arm stands in the table of both skills; arms that are compared stand together."""
-
-    order: int
-    rank: int
-    role: Role
-
-
-_ROW_NAMES = {
-    Role.BASE: "error-free base as it is",
-    Role.CONTROL: "lower reference: control / probe",
-    Role.ADAPTER: "LoRA rank",
-    Role.FULL: "full fine-tuning",
-    Role.PRETRAINED: "retry base as it is",
-    Role.UPPER: "upper reference: retry base, trained as long",
-}
-
-
-def _place(line: ArmSummary) -> _Place:
-    role = Role.CONTROL if line.role is Role.PROBE else line.role
-    return _Place(list(_ROW_NAMES).index(role), int(line.row["rank"] or 0) if role is Role.ADAPTER else 0, role)
-
-
-def _own(frame: pd.DataFrame) -> dict[tuple[str, str], Interval]:
-    """Return how each arm and metric ranks the base's own mistakes."""
-    return {
-        (row["trial"], row["metric"]): Interval(row["value"], row["low"], row["high"])
-        for row in to_rows(arm_rows(frame))
-        if row["set"] == "own" and row["value"] is not None
-    }
+    return curve_table(sweep.lines, sweep.frame)
 
 
 def _computed(sweep: Published) -> list[Element]:
@@ -166,6 +118,33 @@ def _computed(sweep: Published) -> list[Element]:
             arms.setdefault((precision, origin["device"] + instructions), []).append(names[trial.arm])
     rows = [[*kind, f"{len(found):,}", "; ".join(dict.fromkeys(found))] for kind, found in sorted(arms.items())]
     return [Table(("trained in", "on", "trials", "of arms"), rows)] if rows else []
+
+
+def _sets(sweep: Published) -> list[Element]:
+    """Return what the sets of detection hold: how many decision points, how many of them are wrong, on each base."""
+    found: dict[str, dict[int, Row]] = {}
+    covered: dict[int, float] = {}
+    for row in to_rows(trial_rows(sweep.frame)):
+        if row["metric"] == "detect_base_rate":
+            found.setdefault(row["set"], {})[row["base_seed"]] = row
+        elif row["metric"] == "own_mistakes_covered":
+            covered[row["base_seed"]] = row["value"]
+    if not found:
+        return [Text("Nothing is measured yet.")]
+    rows = [
+        [f"`{name}`", str(base), f"{row['n']:,}", _percent(row["value"])]
+        for name, of_set in found.items()
+        for base, row in sorted(of_set.items())
+    ]
+    elements: list[Element] = [Table(("set", "base pair", "decision points", "wrong"), rows)]
+    if covered:
+        shares = [f"{_percent(share)} on base pair {base}" for base, share in sorted(covered.items())]
+        elements.append(Text(f"Of the base's wrong solutions first go wrong at an `as`: {', '.join(shares)}."))
+    return elements
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _topic(topic: str) -> Callable[[Published], list[Element]]:
@@ -184,13 +163,27 @@ def _note(sweep: Published) -> list[Element]:
 
 def _paper(sweep: Published) -> list[Element]:
     # Its heading is the page's.
-    return paper_tables(sweep.lines)[1:]
+    tables = paper_tables(sweep.lines)[1:]
+    accuracies = trial_values(sweep.frame, "detection").get(("pairs", next((x.op for x in sweep.lines), None)), {})
+    measured = pooled_values(sweep.frame)
+    rows = [
+        [
+            full_name(line),
+            show(measured.get((line.arm, "detect_auroc", "pairs", line.op)), 3),
+            mean_of(accuracies.get(line.arm, {}).get("detect_balanced_accuracy"), 3),
+        ]
+        for line in sweep.lines
+        if line.skill == "detection" and line.arm in accuracies and on_curve(line, sweep.lines)
+    ]
+    if rows:
+        tables += [Text("Detection on `pairs`:"), Table(("arm", "AUROC", "balanced accuracy"), rows)]
+    return tables
 
 
 def _errors(sweep: Published) -> list[Element]:
-    """Return where solutions leave the way, and what is taken back, of references and the masked curve."""
-    correcting = [line for line in sweep.lines if line.skill == "correction" and line.row["mask"]]
-    shown = sorted((line for line in correcting if on_curve(line, sweep.lines)), key=_place)
+    """Return where solutions leave the way, and what is taken back, of references and the curves."""
+    correcting = [line for line in sweep.lines if line.skill == "correction" and on_curve(line, sweep.lines)]
+    shown = sorted(correcting, key=lambda line: (not line.row["mask"], place_of(line)))
     if not shown:
         return [Text("Nothing is measured yet.")]
     key = headline_key(shown[0])
@@ -198,7 +191,9 @@ def _errors(sweep: Published) -> list[Element]:
     names = {line.arm: full_name(line) for line in shown}
     taken = trial_values(sweep.frame, "correction").get((key.set, key.op), {})
     rows = [
-        [name, *(mean_of(taken.get(arm, {}).get(metric), 2) for metric in _TAKEN_BACK)] for arm, name in names.items()
+        [name, *(mean_of(taken[arm].get(metric), 2) for metric in _TAKEN_BACK)]
+        for arm, name in names.items()
+        if arm in taken
     ]
     return [
         departure_table({name: counts[arm] for arm, name in names.items() if arm in counts}),
@@ -230,9 +225,12 @@ BLOCKS: dict[str, Callable[[Published], list[Element]]] = {
     "below the headline": _below(headline),
     "below the targets": _below(targets),
     "computed": _computed,
+    "sets": _sets,
     "comparisons": _note,
     "reference": _topic("beyond the reference below"),
+    "clean": _topic("beyond as many clean tokens"),
     "base": _topic("beyond the base as it is"),
+    "known": _topic("in distribution, beside the base as it is"),
     "full": _topic("short of full fine-tuning"),
     "rank": _topic("rank"),
     "matrices": _topic("matrices, at the same rank"),
@@ -240,6 +238,7 @@ BLOCKS: dict[str, Callable[[Published], list[Element]]] = {
     "rows": _topic("rows of the new words"),
     "mask": _topic("loss on mistakes too"),
     "noticing": _topic("noticing"),
+    "contrast": _topic("gap closed by detection beside that by correction"),
     "paper": _paper,
     "errors": _errors,
 }

@@ -3,20 +3,18 @@
 Two arms are compared that differ in one thing, and a difference is of the same problems and bases in every draw.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from analysis.rows import BOOTSTRAP_SEED
-from analysis.stats import Key, TrialSample, pool
-from analysis.summary import ArmSummary, Interval, Role, name_of
+from analysis.gap import gap_draws
+from analysis.partners import TOPICS, TRAINED, alike, first_of, headline_key, reference, upper
+from analysis.rows import BOOTSTRAP_SEED, TrialRecord, arm_samples
+from analysis.stats import Key, Sample, TrialSample, pool
+from analysis.summary import ArmSummary, Interval, name_of, on_curve
 from peft_study.stats import percentile_interval
 
-Samples = Mapping[str, Mapping[Key, Sequence[TrialSample]]]
-"""Arm to what was measured of its trials."""
-TRAINED = (Role.ADAPTER, Role.FULL)
-_NOTICING = "noticing: a correction model's own [BACK] beside a detector"
-SAME_SIZE = 0.03
-"""Adapters whose trainable parameters differ by no more than this share count as equally large."""
+NOTICING = "noticing: a correction model's own [BACK] beside a detector"
+CONTRAST = "gap closed by detection beside that by correction"
 
 
 class Comparison(NamedTuple):
@@ -31,8 +29,12 @@ class Comparison(NamedTuple):
     values: tuple[float, float]
     difference: Interval
     """First less second."""
+    by_base: tuple[float, ...]
+    """The difference on each base alone, in the order of their seeds."""
     trials: int
     """Fewest trials of either arm on the bases that both have."""
+    notes: tuple[str, ...]
+    """What a reader must know before believing the verdict."""
 
     @property
     def verdict(self) -> str:
@@ -50,147 +52,130 @@ class Side(NamedTuple):
 
 
 def full_name(line: ArmSummary) -> str:
-    """Return how an arm is called among all others of its sweep."""
-    rank = f" rank {line.row['rank']}" if line.role is Role.ADAPTER else ""
+    """Return how an arm is called among all others of its skill."""
+    rank = f" rank {line.row['rank']}" if line.row["method"] == "lora" else ""
     return f"{name_of(line)}{rank}"
 
 
-def headline_key(line: ArmSummary) -> Key:
-    """Return what decides of an arm: solved out of distribution, or the ranking of injected mistakes."""
-    if line.skill == "detection":
-        return Key(line.metric, "injected", line.op or 0)
-    return Key("accuracy", "ood" if line.op else "id", line.op or 0)
-
-
-def compare(lines: Sequence[ArmSummary], samples: Samples) -> list[Comparison]:
+def compare(lines: Sequence[ArmSummary], trials: Sequence[TrialRecord]) -> list[Comparison]:
     """Return all comparisons of the arms of a sweep, by topic; where no base has a trial of both, there is none."""
-    found: list[Comparison] = []
-    for topic, partner in _TOPICS.items():
-        for line in lines:
-            other = partner(line, lines) if line.role in TRAINED else None
-            if other is not None:
-                found += _difference(topic, Side(line, headline_key(line)), Side(other, headline_key(other)), samples)
-    return found + _noticing(lines, samples)
+    return Comparer(lines, trials).all()
 
 
-def _noticing(lines: Sequence[ArmSummary], samples: Samples) -> list[Comparison]:
-    """Return how a correction model's own [BACK] ranks mistakes beside a detector that was trained alike."""
-    found = []
-    for line in lines:
-        corrects = line.skill == "correction" and line.role in TRAINED and line.op is not None
-        twin = _first(_alike(lines, line, skill="detection")) if corrects else None
-        if twin is None:
-            continue
-        for where in ("injected", "own"):
-            free, trained = (Key(metric, where, line.op) for metric in ("free_auroc", "detect_auroc"))
-            found += _difference(_NOTICING, Side(line, free), Side(twin, trained), samples)
-    return found
+class Comparer:
+    """Compares the arms of one sweep."""
 
+    def __init__(self, lines: Sequence[ArmSummary], trials: Sequence[TrialRecord]) -> None:
+        self.lines = lines
+        self.samples = arm_samples(trials)
+        self.precisions: dict[str, set[str]] = {}
+        """Arm to what its trials were trained in."""
+        for trial in trials:
+            if precision := trial.result.get("precision"):
+                self.precisions.setdefault(trial.arm, set()).add(precision)
 
-def _difference(topic: str, first: Side, second: Side, samples: Samples) -> list[Comparison]:
-    trials = [samples.get(side.line.arm, {}).get(side.key, ()) for side in (first, second)]
-    bases = sorted(set.intersection(*({trial.base_seed for trial in of_arm} for of_arm in trials)))
-    if not bases:
-        return []
-    a, b = (
-        pool(of_arm, arm=side.line.arm, bases=bases, seed=BOOTSTRAP_SEED)
-        for side, of_arm in zip((first, second), trials, strict=True)
-    )
-    metric = " / ".join(dict.fromkeys((first.key.metric, second.key.metric)))
-    measure = f"{metric}, {first.key.set}" + (f" op {first.key.op}" if first.key.op else "")
-    difference = Interval(a.value - b.value, *percentile_interval(a.draws - b.draws))
-    fewest = min(sum(trial.base_seed in bases for trial in of_arm) for of_arm in trials)
-    names = full_name(first.line), full_name(second.line)
-    return [Comparison(topic, *names, measure, (a.value, b.value), difference, fewest)]
+    def all(self) -> list[Comparison]:
+        """Return all comparisons, by topic."""
+        found: list[Comparison] = []
+        for topic, (partner, keys) in TOPICS.items():
+            for line in self.lines:
+                other = partner(line, self.lines) if line.role in TRAINED else None
+                if other is not None:
+                    names = full_name(line), full_name(other)
+                    for key in keys(line):
+                        found += self._difference(topic, names, Side(line, key), Side(other, key))
+        return found + self._noticing() + self._contrast()
 
+    def _noticing(self) -> list[Comparison]:
+        """Return how a correction model's own [BACK] ranks mistakes beside a detector that was trained alike."""
+        found = []
+        for line, twin in self._twins():
+            names = f"correction: {full_name(line)}", f"detection: {full_name(twin)}"
+            for where in ("injected", "own") if line.op is not None else ():
+                free, trained = (Key(metric, where, line.op) for metric in ("free_auroc", "detect_auroc"))
+                found += self._difference(NOTICING, names, Side(line, free), Side(twin, trained))
+        return found
 
-# ---- who is compared with whom
+    def _contrast(self) -> list[Comparison]:
+        """Return how much more of its gap detection closes than correction does, trained alike."""
+        found = []
+        for line, twin in self._twins():
+            if line.gap is None or twin.gap is None or not (on_curve(line, self.lines) and line.row["mask"]):
+                continue
+            ends = [end(of, self.lines) for of in (twin, line) for end in (reference, upper)]
+            sides = [Side(of, headline_key(of)) for of in (twin, line, *ends) if of is not None]
+            bases = self._bases(*sides)
+            if len(sides) < 6 or not bases:
+                continue
+            detected, solved, probe, free, control, best = (self._pooled(side, bases) for side in sides)
+            detection, correction = gap_draws(detected, probe, free), gap_draws(solved, control, best)
+            if detection is None or correction is None:
+                continue
+            names = f"detection: {full_name(twin)}", f"correction: {full_name(line)}"
+            by_base = tuple(self._gap_on(sides, base) for base in bases)
+            found.append(
+                self._comparison(CONTRAST, names, "gap closed", (detection, correction), by_base, sides[:2], bases)
+            )
+        return found
 
+    def _gap_on(self, sides: Sequence[Side], base: int) -> float:
+        """Return by how much the gaps closed differ on one base; nan where there is none to close."""
+        detected, solved, probe, free, control, best = (self._pooled(side, [base]).value for side in sides)
+        if free <= probe or best <= control:
+            return float("nan")
+        return (detected - probe) / (free - probe) - (solved - control) / (best - control)
 
-def _alike(
-    lines: Sequence[ArmSummary],
-    line: ArmSummary,
-    *,
-    role: Role | None = None,
-    but: Collection[str] = (),
-    **changes: object,
-) -> list[ArmSummary]:
-    """Return the other arms that are as `line` in all columns but those named `but`, and those that `changes` sets.
+    def _twins(self) -> list[tuple[ArmSummary, ArmSummary]]:
+        """Return the trained correction arms and the detectors that were trained alike."""
+        correcting = [line for line in self.lines if line.skill == "correction" and line.role in TRAINED]
+        pairs = [(line, first_of(alike(self.lines, line, skill="detection"))) for line in correcting]
+        return [(line, twin) for line, twin in pairs if twin is not None]
 
-    `role` is that of `line` where it is not given; of detectors the mask says nothing.
-    """
-    columns = {"skill", "method", "targets", "embeddings", "rank", "mask", "base"}
-    wanted = {column: line.row[column] for column in columns.difference(but)} | changes
-    if wanted["skill"] == "detection":
-        wanted.pop("mask", None)
-    skill = wanted.pop("skill")
-    return [
-        other
-        for other in lines
-        if other.arm != line.arm
-        and (other.skill, other.role) == (skill, role or line.role)
-        and all(other.row[column] == value for column, value in wanted.items())
-    ]
+    def _difference(self, topic: str, names: tuple[str, str], one: Side, other: Side) -> list[Comparison]:
+        bases = self._bases(one, other)
+        if not bases:
+            return []
+        a, b = (self._pooled(side, bases) for side in (one, other))
+        metric = " / ".join(dict.fromkeys((one.key.metric, other.key.metric)))
+        measure = f"{metric}, {one.key.set}" + (f" op {one.key.op}" if one.key.op else "")
+        by_base = tuple(self._pooled(one, [base]).value - self._pooled(other, [base]).value for base in bases)
+        return [self._comparison(topic, names, measure, (a, b), by_base, (one, other), bases)]
 
+    def _comparison(
+        self,
+        topic: str,
+        names: tuple[str, str],
+        measure: str,
+        samples: tuple[Sample, Sample],
+        by_base: tuple[float, ...],
+        sides: Sequence[Side],
+        bases: Sequence[int],
+    ) -> Comparison:
+        a, b = samples
+        difference = Interval(a.value - b.value, *percentile_interval(a.draws - b.draws))
+        counts = [sum(trial.base_seed in bases for trial in self._trials(side)) for side in sides]
+        values = a.value, b.value
+        return Comparison(
+            topic, *names, measure, values, difference, by_base, min(counts), self._notes(*(x.line for x in sides))
+        )
 
-def _reference(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    role = Role.CONTROL if line.skill == "correction" else Role.PROBE
-    return next((other for other in lines if (other.skill, other.role) == (line.skill, role)), None)
+    def _notes(self, one: ArmSummary, other: ArmSummary) -> tuple[str, ...]:
+        notes = [
+            f"{finished} of {line.planned} trials of the {which}"
+            for which, line in (("first", one), ("second", other))
+            if (finished := sum(line.seeds.values())) < line.planned
+        ]
+        kinds = [" and ".join(sorted(self.precisions.get(line.arm, ()))) for line in (one, other)]
+        if all(kinds) and kinds[0] != kinds[1]:
+            notes.append(f"{kinds[0]} beside {kinds[1]}")
+        return tuple(notes)
 
+    def _trials(self, side: Side) -> Sequence[TrialSample]:
+        return self.samples.get(side.line.arm, {}).get(side.key, ())
 
-def _base(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    of_role = (other for other in lines if (other.skill, other.role) == ("correction", Role.BASE))
-    return next(of_role, None) if line.skill == "correction" else None
+    def _bases(self, *sides: Side) -> list[int]:
+        """Return the bases that all `sides` have trials on."""
+        return sorted(set.intersection(*({trial.base_seed for trial in self._trials(side)} for side in sides)))
 
-
-def _full(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    of_adapters = ("method", "targets", "embeddings", "rank")
-    return _first(_alike(lines, line, role=Role.FULL, but=of_adapters)) if line.role is Role.ADAPTER else None
-
-
-def _lowest_rank(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    lower = [other for other in _alike(lines, line, but=["rank"]) if (other.row["rank"] or 0) < (line.row["rank"] or 0)]
-    return min(lower, key=lambda other: other.row["rank"], default=None)
-
-
-def _all_linear(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    if line.role is not Role.ADAPTER or line.row["targets"] == "all-linear":
-        return None
-    return _first(_alike(lines, line, targets="all-linear"))
-
-
-def _as_large(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    size = line.row["trainable_params"]
-    if line.role is not Role.ADAPTER or line.row["targets"] == "all-linear" or not size:
-        return None
-    alike = _alike(lines, line, targets="all-linear", but=["rank"])
-    return _first([other for other in alike if abs((other.row["trainable_params"] or 0) / size - 1) <= SAME_SIZE])
-
-
-def _rows(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    if line.role is not Role.ADAPTER or line.row["embeddings"] == "rows":
-        return None
-    return _first(_alike(lines, line, embeddings="rows"))
-
-
-def _masked(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    if line.skill == "detection" or line.row["mask"]:
-        return None
-    return _first(_alike(lines, line, mask=True))
-
-
-def _first(lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    return next(iter(lines), None)
-
-
-_TOPICS: dict[str, Callable[[ArmSummary, Sequence[ArmSummary]], ArmSummary | None]] = {
-    "beyond the reference below": _reference,
-    "beyond the base as it is": _base,
-    "short of full fine-tuning": _full,
-    "rank": _lowest_rank,
-    "matrices, at the same rank": _all_linear,
-    "matrices, with as many parameters": _as_large,
-    "rows of the new words": _rows,
-    "loss on mistakes too": _masked,
-}
-"""Topic to the arm that an arm is compared with."""
+    def _pooled(self, side: Side, bases: Sequence[int]) -> Sample:
+        return pool(self._trials(side), arm=side.line.arm, bases=bases, seed=BOOTSTRAP_SEED)

@@ -124,9 +124,9 @@ def _markdown(element: Element) -> str:
 
 
 def _numeric(table: Table) -> list[bool]:
-    """Return which columns hold numbers: any, and nothing but numbers and blanks."""
+    """Return which columns hold numbers: any, and nothing but numbers, the marks of footnotes, and blanks."""
     columns = [[row[place] for row in table.rows if row[place]] for place in range(len(table.header))]
-    pattern = re.compile(r"[-\N{MINUS SIGN}]?\d[\d.,]*( [%kM]| \[.*\])?|no gap|\N{EN DASH}")
+    pattern = re.compile(r"[-\N{MINUS SIGN}]?\d[\d.,]*( [%kM]| \[.*\])?( \(\d+\))*|no gap|\N{EN DASH}")
     return [bool(cells) and all(pattern.fullmatch(cell) for cell in cells) for cells in columns]
 
 

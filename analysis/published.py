@@ -77,11 +77,11 @@ def beside(lines: Sequence[ArmSummary], *, retry_rate: float, mask: bool) -> lis
     nearest = min({row.retry_rate for row in every if row.retry_rate}, key=lambda rate: abs(rate - retry_rate))
     paper = [row for row in every if row.name == "original" or (row.retry_rate, row.mask) == (nearest, mask)]
     scale = {row.name: row.mean for row in paper}
-    trained = (Role.ADAPTER, Role.FULL)
+    # What has read no mistakes has had none to mask.
     ours = [
         line
         for line in lines
-        if line.skill == "correction" and (line.role not in trained or bool(line.row["mask"]) == mask)
+        if line.skill == "correction" and (line.role is Role.BASE or bool(line.row["mask"]) == mask)
     ]
     rows = []
     for row in [row for row in paper if not row.rank]:

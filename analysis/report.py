@@ -1,5 +1,6 @@
 """The answer of a sweep for people: a table in the terminal, a page in HTML and Markdown, a published table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -11,11 +12,11 @@ from rich.text import Text as TerminalText
 
 from analysis import verdict
 from analysis.blocks import refill_pages
-from analysis.comparisons import compare
+from analysis.comparisons import Comparison, compare
 from analysis.export import export_record, read_sweep, results_path
 from analysis.figures import headline, learning_rate, targets
 from analysis.page import Element, Heading, Picture, Text, to_html, to_markdown
-from analysis.rows import SweepRecord, TrialRecord, arm_samples
+from analysis.rows import SweepRecord, TrialRecord
 from analysis.sections import (
     HEADER,
     arm_tables,
@@ -56,7 +57,7 @@ def terminal_table(frame: pd.DataFrame) -> TerminalTable:
     table = TerminalTable(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption=caption_text)
     # Room is scarce, and arms that differ in nothing but their learning rate are those of its own sweep.
     tuning = len({(line.skill, name_of(line), line.row["rank"]) for line in lines}) < len(lines)
-    header = [name for name in ("skill", *HEADER) if name != "lr" or tuning]
+    header = [name for name in ("skill", *HEADER) if name != "with loss" and (name != "lr" or tuning)]
     for name in header:
         width = _LEAST_WIDTHS.get(name)
         table.add_column(name, justify="left" if name in _TEXTS else "right", no_wrap=not width, min_width=width)
@@ -84,7 +85,9 @@ def _write_report(record: SweepRecord, runs: Path) -> Path:
     frame, folder = read_results(table), table.parent
     figures = _figures_of(record)
     elements: list[Element] = [Heading(f"Sweep {sweep}", 1), Text(record.question or "No question was written down.")]
-    elements += _verdict(frame, record)
+    lines = summarize(frame)
+    found = compare(lines, record.trials)
+    elements += _verdict(frame, record, found)
     for name in figures:
         module = FIGURES[name]
         info = module.compute(frame)
@@ -94,10 +97,9 @@ def _write_report(record: SweepRecord, runs: Path) -> Path:
         write_if_changed(folder / f"{name}.png", render(figure, "png"))
         below = f"{module.describe(info)} {caption(counts_of(frame), first_look=record.first_look)}"
         elements.append(Picture(name, svg, f"{name} figure of sweep {sweep}", below))
-    lines = summarize(frame)
     elements += arm_tables(lines)
     if "headline" in figures:
-        elements += comparison_tables(compare(lines, arm_samples(record.trials)))
+        elements += comparison_tables(found)
     elements += measure_tables(frame) + departure_tables(record)
     elements += paper_tables(lines) if "headline" in figures and is_synthetic(counts_of(frame)) else []
     elements += provenance_table(record) + unfinished_table(record) + command_list(frame)
@@ -169,8 +171,8 @@ def _figures_of(record: SweepRecord) -> tuple[str, ...]:
     return record.figures
 
 
-def _verdict(frame: pd.DataFrame, record: SweepRecord) -> list[Element]:
+def _verdict(frame: pd.DataFrame, record: SweepRecord, found: Sequence[Comparison]) -> list[Element]:
     standing = verdict.standing(counts_of(frame), first_look=record.first_look)
     if "learning_rate" in record.figures:
         return [Text(text) for text in verdict.learning_rate_sentences(learning_rate.compute(frame))]
-    return [Text(text) for text in (standing, *verdict.headline_sentences(summarize(frame)))]
+    return [Text(text) for text in (standing, *verdict.headline_sentences(summarize(frame), found))]

@@ -197,7 +197,7 @@ def _arm_rows(sweep: SweepRecord, arm: str, samples: dict[str, dict[Key, list[Tr
 
 
 def _arm_common(sweep: str, arm: str, records: Sequence[TrialRecord]) -> Row:
-    """Return the columns of an arm: what its trials share, costs as mean, memory as the largest."""
+    """Return the columns of an arm: what its trials share, time and tokens with loss as mean, memory as the largest."""
     shown = [config_columns(record.config) for record in records]
     finished = [record for record in records if record.status is Status.FINISHED]
     costs = [record.result for record in finished]
@@ -210,7 +210,8 @@ def _arm_common(sweep: str, arm: str, records: Sequence[TrialRecord]) -> Row:
         "split": _measured(records[0].config)["split"],
         "status": (finished[0] if finished else records[0]).status.value,
         "reason": "; ".join((*_unfinished(records), *dict.fromkeys(_alarms(records)))),
-        **{key: _same(costs, key) for key in ("tokens", "tokens_with_loss", "trainable_params")},
+        **{key: _same(costs, key) for key in ("tokens", "trainable_params")},
+        "tokens_with_loss": round(sum(cost["tokens_with_loss"] for cost in costs) / len(costs)) if costs else None,
         "seconds": sum(cost["seconds"] for cost in costs) / len(costs) if costs else None,
         "peak_memory_mib": max((cost["peak_memory_mib"] for cost in costs), default=None),
         "converged": all(verdicts) if verdicts else None,

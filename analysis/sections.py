@@ -1,6 +1,7 @@
 """What a page says of a sweep, section by section, as elements that become HTML or Markdown."""
 
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -27,6 +28,7 @@ HEADER = (
     "gap closed [95 %]",
     "params",
     "tokens",
+    "with loss",
     "s",
     "MiB",
     "alarms",
@@ -47,6 +49,7 @@ def cells_of(line: ArmSummary) -> list[str]:
         "no gap" if line.no_gap else show(line.gap, 2) or _EMPTY,
         _short(row["trainable_params"]),
         _short(row["tokens"]),
+        _short(row["tokens_with_loss"]),
         "" if row["seconds"] is None else f"{row['seconds']:.0f}",
         "" if row["peak_memory_mib"] is None else f"{row['peak_memory_mib']:.0f}",
         "; ".join(line.alarms),
@@ -78,7 +81,9 @@ def comparison_note(found: Sequence[Comparison]) -> str:
     """Return what a reader must know of comparisons."""
     return (
         "Differences of arms that differ in one thing, first less second. Each draw takes both on the same bases and "
-        f"problems; intervals are 95 % each and not widened for there being {len(found)} of them."
+        f"problems; intervals are 95 % each and not widened for there being {len(found)} of them. Beside the interval "
+        "stands the difference on each base alone: of the draws from two bases a quarter takes only the one and a "
+        "quarter only the other, so an arm has to be ahead on both to be called higher."
     )
 
 
@@ -89,12 +94,17 @@ def comparison_table(found: Sequence[Comparison]) -> Table:
             *(each.first, each.second, each.measure, str(each.trials)),
             *(f"{value:.3f}" for value in each.values),
             show(each.difference, 3),
-            each.verdict,
+            ", ".join(_signed(value) for value in each.by_base),
+            "; ".join((each.verdict, *each.notes)),
         ]
         for each in found
     ]
-    header = ("first", "second", "measure", "trials", "first is", "second is", "difference [95 %]", "the first is")
-    return Table(header, rows)
+    columns = ("first", "second", "measure", "trials", "first is", "second is")
+    return Table((*columns, "difference [95 %]", "on each base", "the first is"), rows)
+
+
+def _signed(value: float) -> str:
+    return _EMPTY if math.isnan(value) else f"{value:+.3f}".replace("-", verdict.MINUS)
 
 
 def measure_tables(frame: pd.DataFrame) -> list[Element]:
@@ -181,7 +191,8 @@ def paper_tables(lines: Sequence[ArmSummary]) -> list[Element]:
         "cells are the best of four runs, so biased up; its families are med and hard, its adapters on query and value "
         "with twice the rank on the embedding, and it has no control: its gap closed is taken on the mean of all "
         "cells, from `original` to `pretrain 2x`. Compare the order, not the numbers. For detection it reports "
-        f"{published.DETECTION}; the set `pairs` is the one to compare with."
+        f"{published.DETECTION}; the set `pairs` is the one to compare with. Its `cont. pretrain` and `pretrain 2x` "
+        "read as many tokens again as pretraining does; here an arm reads far fewer (`tokens`)."
     )
     elements: list[Element] = [Heading("Beside the paper"), Text(note)]
     masks = sorted({bool(line.row["mask"]) for line in trained}, reverse=True)

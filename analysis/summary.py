@@ -53,8 +53,10 @@ class ArmSummary(NamedTuple):
     raw: Interval | None
     gap: Interval | None
     no_gap: bool
-    seeds: tuple[int, ...]
-    bases: tuple[int, ...]
+    seeds: dict[int, int]
+    """Seed of each base that was planned, and how many trials on it are finished."""
+    planned: int
+    """Trials in all."""
     problems: int
     alarms: tuple[str, ...]
     """What a reader must know before believing the line."""
@@ -66,8 +68,9 @@ class Counts(NamedTuple):
     """What a caption says of the trials behind a figure."""
 
     seeds: tuple[int, int]
-    """Fewest and most trial seeds of an arm."""
+    """Fewest and most trial seeds of an arm on one of its bases."""
     bases: int
+    """Fewest of an arm."""
     problems: int
     planned: int
     failed: int
@@ -99,19 +102,24 @@ def name_of(line: ArmSummary) -> str:
     if line.metric == "free_auroc":
         return "free detector"
     row, parts = line.row, [line.role.value]
-    if line.role is Role.ADAPTER:
-        parts += [row["targets"]] + ([] if row["embeddings"] == "rows" else [f"embeddings={row['embeddings']}"])
+    if row["method"] == "lora":
+        # Of a control it is the method that is said beside the role.
+        parts += [Role.ADAPTER.value] * (line.role is not Role.ADAPTER) + [row["targets"]]
+        parts += [] if row["embeddings"] == "rows" else [f"embeddings={row['embeddings']}"]
     if line.role in (Role.ADAPTER, Role.FULL) and line.skill == "correction" and not row["mask"]:
         parts.append("unmasked")
     return " ".join(parts)
 
 
 def on_curve(line: ArmSummary, lines: Sequence[ArmSummary]) -> bool:
-    """Return whether a trained arm is on the curve over ranks, which text and headline figure are about.
+    """Return whether an arm is on the curve over ranks, which text and headline figure are about.
 
     Where adapters on all matrices are among `lines`, those on some are in the tables alone, and so are other ways to
-    train the rows of the new words.
+    train the rows of the new words, and controls with adapters beside one without.
     """
+    if line.role is Role.CONTROL:
+        methods = {other.row["method"] for other in lines if other.role is Role.CONTROL}
+        return "full" not in methods or line.row["method"] == "full"
     if line.role is not Role.ADAPTER:
         return True
     kinds = {(other.row["targets"], other.row["embeddings"]) for other in lines if other.role is Role.ADAPTER}
@@ -138,7 +146,7 @@ def summarize(frame: pd.DataFrame) -> list[ArmSummary]:
     return sorted(
         summaries,
         key=lambda line: (
-            *(SKILLS.index(line.skill), roles.index(line.role), line.row["targets"]),
+            *(SKILLS.index(line.skill), roles.index(line.role), line.row["targets"] or ""),
             *(line.row["rank"] or 0, line.row["lr"] or 0),
         ),
     )
@@ -151,10 +159,10 @@ def counts_of(frame: pd.DataFrame) -> Counts:
     lines = [line for line in summarize(frame) if line.raw is not None]
     # Where nothing is trained, nothing differs between seeds: such an arm needs no more than one.
     trained = [line for line in lines if line.row["method"] != "none"]
-    seeds = [len(line.seeds) for line in trained or lines] or [0]
+    seeds = [finished for line in trained or lines for finished in line.seeds.values()] or [0]
     return Counts(
         seeds=(min(seeds), max(seeds)),
-        bases=len({row["base_seed"] for row in rows if row["status"] == Status.FINISHED}),
+        bases=min((sum(map(bool, line.seeds.values())) for line in lines), default=0),
         problems=min((line.problems for line in lines), default=0),
         planned=len(status),
         failed=sum(value is Status.FAILED for value in status.values()),
@@ -213,7 +221,10 @@ def _summary(skill: str, arm: str, rows: Sequence[Row], trials: Sequence[Row]) -
     measured = [row for row in rows if row["metric"] == metric and row["set"] == where]
     headline = next((row for row in measured if row["op"] == op), None)
     gap_row = next((row for row in rows if own_skill and row["metric"] == "gap_closed"), None)
-    finished = [row for row in trials if row["status"] == Status.FINISHED]
+    status = {row["trial"]: (row["base_seed"], row["status"] == Status.FINISHED) for row in trials}
+    seeds = dict.fromkeys(sorted({base for base, _ in status.values()}), 0)
+    for base, is_finished in status.values():
+        seeds[base] += is_finished
     alarms, notes = _alarms(rows[0], gap_row)
     return ArmSummary(
         skill=skill,
@@ -225,8 +236,8 @@ def _summary(skill: str, arm: str, rows: Sequence[Row], trials: Sequence[Row]) -
         raw=_interval(headline),
         gap=_interval(gap_row),
         no_gap=gap_row is not None and gap_row["value"] is None,
-        seeds=tuple(sorted({row["seed"] for row in finished})),
-        bases=tuple(sorted({row["base_seed"] for row in finished})),
+        seeds=seeds,
+        planned=len(status),
         problems=headline["n"] if headline else 0,
         alarms=alarms,
         notes=notes,

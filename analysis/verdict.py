@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from analysis.comparisons import Comparison
+from analysis.comparisons import CONTRAST, Comparison
 from analysis.figures.learning_rate import LearningRateInfo
 from analysis.summary import (
     SKILLS,
@@ -52,24 +52,25 @@ def standing(counts: Counts, *, first_look: bool) -> str:
     return f"A claim needs {need}; these runs have them."
 
 
-def headline_sentences(lines: Sequence[ArmSummary]) -> list[str]:
+def headline_sentences(lines: Sequence[ArmSummary], found: Sequence[Comparison]) -> list[str]:
     """Return a paragraph for each skill, and one that contrasts them."""
     paragraphs = [text for skill in SKILLS if (text := _skill_text(skill, [x for x in lines if x.skill == skill]))]
-    contrast = _contrast(lines)
+    contrast = _contrast([each for each in found if each.topic == CONTRAST])
     return paragraphs + ([contrast] if contrast else [])
 
 
 def _skill_text(skill: str, lines: Sequence[ArmSummary]) -> str:
+    lines = [line for line in lines if on_curve(line, lines)]
     lower = _of_role(lines, Role.CONTROL if skill == "correction" else Role.PROBE)
     upper = _of_role(lines, Role.UPPER)
-    trained = [line for line in lines if line.role in (Role.ADAPTER, Role.FULL) and line.raw and on_curve(line, lines)]
+    trained = [line for line in lines if line.role in (Role.ADAPTER, Role.FULL) and line.raw]
     if not any((lower, upper, trained)):
         return ""
     ends = [f"{name_of(line)} {show(line.raw, 3)}" for line in (lower, upper) if line]
     scale = _SCALES[skill] if lines[0].op else _TEXT_SCALES[skill]
     parts = [f"**{skill.capitalize()}** ({scale}). References: {_listed(ends) or 'none measured'}."]
     if trained:
-        parts.append(f"Trained: {_listed([f'{_name(line)} {show(line.raw, 3)}' for line in trained])}.")
+        parts.append(f"Trained: {_listed([f'{_name(line)} {show(line.raw, 3)}{_lacks(line)}' for line in trained])}.")
     if any(line.no_gap for line in trained):
         parts.append("There is no gap between the references, so no ratio is given.")
     closed = [f"{_name(line)} {show(line.gap, 2)}" for line in trained if line.gap]
@@ -81,35 +82,25 @@ def _skill_text(skill: str, lines: Sequence[ArmSummary]) -> str:
     return " ".join(parts)
 
 
-def _contrast(lines: Sequence[ArmSummary]) -> str:
+def _contrast(found: Sequence[Comparison]) -> str:
     """Return where the gaps closed by the two skills differ, like against like."""
-    gaps = {
-        (line.skill, _name(line)): line.gap
-        for line in lines
-        if line.gap and line.role in (Role.ADAPTER, Role.FULL) and on_curve(line, lines)
+    texts = {
+        "higher": "detection closes more of its gap than correction at",
+        "lower": "correction closes more of its gap than detection at",
+        "not distinguishable": "the two are not distinguishable at",
     }
-    names = dict.fromkeys(name for _, name in gaps)
-    apart: dict[str, list[str]] = {"correction": [], "detection": [], "": []}
-    for name in names:
-        correction, detection = gaps.get(("correction", name)), gaps.get(("detection", name))
-        if correction and detection:
-            more = (
-                "detection"
-                if detection.low > correction.high
-                else "correction"
-                if correction.low > detection.high
-                else ""
-            )
-            apart[more].append(name)
-    parts = [
-        f"{skill} closes more of its gap than {other} at {_listed(apart[skill])} (their intervals do not overlap)"
-        for skill, other in (("detection", "correction"), ("correction", "detection"))
-        if apart[skill]
-    ]
-    if apart[""]:
-        parts.append(f"the two are not distinguishable at {_listed(apart[''])}")
-    text = "; ".join(parts)
-    return f"**Side by side**, {text}." if text else ""
+    parts = []
+    for verdict, text in texts.items():
+        named = [_difference(each, each.second.partition(": ")[2], 2) for each in found if each.verdict == verdict]
+        if named:
+            parts.append(f"{text} {_listed(named)}")
+    return f"**Side by side** (difference of the gaps closed), {'; '.join(parts)}." if parts else ""
+
+
+def _difference(each: Comparison, name: str, digits: int) -> str:
+    """Return an arm with what it differs by, and what must be known of that."""
+    shown = f"{each.difference.value:+.{digits}f}".replace("-", MINUS)
+    return f"{name} ({'; '.join((shown, *each.notes))})"
 
 
 def comparison_sentences(found: Sequence[Comparison]) -> list[str]:
@@ -119,8 +110,7 @@ def comparison_sentences(found: Sequence[Comparison]) -> list[str]:
         of_verdict: dict[str, list[str]] = {"higher": [], "lower": [], "not distinguishable": []}
         for each in found:
             if each.measure == measure:
-                difference = f"{each.difference.value:+.3f}".replace("-", MINUS)
-                of_verdict[each.verdict].append(f"{each.first} ({difference})")
+                of_verdict[each.verdict].append(_difference(each, each.first, 3))
         parts = [f"{verdict}: {_listed(names)}" for verdict, names in of_verdict.items() if names]
         sentences.append(f"**{measure}**: {'; '.join(parts)}.")
     return sentences
@@ -147,6 +137,12 @@ def _name(line: ArmSummary) -> str:
         name += f" rank {row['rank']}" + ("" if row["targets"] == "all-linear" else f" on {row['targets']}")
         name += "" if row["embeddings"] == "rows" else f" with embeddings={row['embeddings']}"
     return f"{name} unmasked" if line.skill == "correction" and not row["mask"] else name
+
+
+def _lacks(line: ArmSummary) -> str:
+    """Return on how many of its trials a line rests, '' where that is all."""
+    finished = sum(line.seeds.values())
+    return f" ({finished} of {line.planned} trials)" if finished < line.planned else ""
 
 
 def _listed(items: Sequence[str]) -> str:

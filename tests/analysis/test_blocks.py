@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 from analysis.blocks import BLOCKS, PAGES, read_published, refill
 from analysis.report import publish
 from analysis.rows import SweepRecord
-from analysis.summary import ArmSummary
+from analysis.summary import ArmSummary, Interval
+from analysis.table import arm_rows, to_rows
 from analysis.verdict import show
 from peft_study.cli import app
 from peft_study.errors import DataError
+from peft_study.igsm.families import NANO
 from peft_study.study.tuned import RESULTS
 
 ROOT = RESULTS.parent
@@ -50,7 +52,7 @@ def test_pages_of_the_repository_say_what_is_published(name: str) -> None:
 def test_publishing_brings_a_page_up_to_date(results: Path) -> None:
     text = (results.parent / "README.md").read_text()
     assert text.startswith("Before curve.\n<!-- made-up: curve -->\n\n|  | correction: solved at op 6 |")
-    assert text.endswith(" |\n\n<!-- end -->\nAfter.\n")
+    assert text.endswith(" |\n\n(1) 1 of 2 trials failed.\n\n<!-- end -->\nAfter.\n")
     assert "what stood here" not in text
     assert refill(text, results) == text
 
@@ -89,17 +91,27 @@ def test_the_curve_has_both_skills_in_a_row(results: Path) -> None:
         "retry base as it is",
         "upper reference: retry base, trained as long",
     ]
-    lines: dict[str, ArmSummary] = {line.arm: line for line in read_published(SWEEP, results).lines}
+    found = read_published(SWEEP, results)
+    lines: dict[str, ArmSummary] = {line.arm: line for line in found.lines}
+    pooled = {
+        (row["trial"], row["set"]): Interval(row["value"], row["low"], row["high"])
+        for row in to_rows(arm_rows(found.frame))
+        if row["metric"] != "gap_closed" and row["op"] in (NANO.op_max, NANO.headline_op)
+    }
     correction, detection = lines["correction-r4"], lines["detection-r4"]
     assert rows["LoRA rank 4"] == [
         show(correction.raw, 3),
         show(correction.gap, 2),
+        show(pooled["correction-r4", "id"], 3),
         show(detection.raw, 3),
-        "",
         show(detection.gap, 2),
+        "",
+        show(pooled["detection-r4", "pairs"], 3),
     ]
     assert rows["lower reference: control / probe"][0] == show(lines["control"].raw, 3)
-    assert rows["lower reference: control / probe"][2] == show(lines["probe"].raw, 3)
+    assert rows["lower reference: control / probe"][3] == show(lines["probe"].raw, 3)
+    assert rows["full fine-tuning"][3] == f"{show(lines['detection-full'].raw, 3)} (1)"
+    assert "\n(1) 1 of 2 trials failed.\n" in refill(page("curve"), results)
 
 
 def test_a_curve_with_loss_on_mistakes_has_a_column_of_its_own(
@@ -107,9 +119,9 @@ def test_a_curve_with_loss_on_mistakes_has_a_column_of_its_own(
 ) -> None:
     folder = make_results(["correction-r1", "correction-r4", "detection-r4"])
     rows = {row[0]: row[1:] for row in table_of(refill(page("curve"), folder))}
-    assert rows[""][2] == "solved, loss on mistakes too"
-    assert [bool(cell) for cell in rows["LoRA rank 1"][:3]] == [False, False, True]
-    assert [bool(cell) for cell in rows["LoRA rank 4"][:4]] == [True, False, False, True]
+    assert rows[""][3] == "solved, loss on mistakes too"
+    assert [bool(cell) for cell in rows["LoRA rank 1"][:5]] == [False, False, False, True, False]
+    assert [bool(cell) for cell in rows["LoRA rank 4"][:5]] == [True, False, True, False, True]
 
 
 @pytest.fixture
@@ -134,12 +146,28 @@ def test_errors_are_shares_of_all_solutions(results: Path) -> None:
     assert list(rows)[:3] == ["arm", "base as it is", "control"]
 
 
+def test_sets_of_detection_are_described_by_base(made: SimpleNamespace, tmp_path: Path) -> None:
+    trial = made.trial("detection-r4", 0)
+    common = {"split": "test", "op": NANO.headline_op, "low": 0.0, "high": 1.0}
+    trial.result["measures"] += [
+        {**common, "set": "own", "metric": "detect_base_rate", "value": 0.084, "n": 1_234},
+        {**common, "set": "own", "metric": "own_mistakes_covered", "value": 0.71, "n": 100},
+    ]
+    made.store(tmp_path / "runs", made.sweep([trial]))
+    publish(SWEEP, tmp_path / "runs", tmp_path / "results")
+    text = refill(page("sets"), tmp_path / "results")
+    assert table_of(text)[1:] == [["`own`", "0", "1,234", "8 %"]]
+    assert "first go wrong at an `as`: 71 % on base pair 0." in text
+
+
 def test_every_number_of_a_comparison_sentence_is_in_its_table(results: Path) -> None:
     text = refill(page("reference"), results)
     sentences, table = text.split("| first |")
-    said = [found.strip("(+)") for found in re.findall(r"\([+\N{MINUS SIGN}][\d.]+\)", sentences)]
-    assert len(said) == 8
+    said = [found.strip("(+") for found in re.findall(r"\([+\N{MINUS SIGN}][\d.]+", sentences)]
+    # Four trained arms of each skill, those that detect on two sets.
+    assert len(said) == 4 + 2 * 4
     assert all(f"| {difference} [" in table for difference in said)
+    assert re.search(r"full fine-tuning \(\+[\d.]+; 1 of 2 trials of the first\)", sentences)
     assert re.search(r"higher: .*full fine-tuning", sentences)
 
 

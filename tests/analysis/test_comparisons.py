@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.comparisons import Comparison, compare
-from analysis.rows import TrialRecord, arm_samples, rows_of
+from analysis.comparisons import CONTRAST, NOTICING, Comparison, compare
+from analysis.rows import TrialRecord, rows_of
 from analysis.summary import summarize
 from analysis.table import to_frame
+from peft_study.records import Status
 from peft_study.study.config import build_config, flatten
 
 HEADLINE = 6
@@ -34,7 +35,7 @@ def made_from(made: SimpleNamespace) -> Callable[..., TrialRecord]:
 def compared(made: SimpleNamespace, trials: list[TrialRecord]) -> dict[str, list[Comparison]]:
     frame = to_frame(rows_of(made.sweep(trials)))
     found: dict[str, list[Comparison]] = {}
-    for each in compare(summarize(frame), arm_samples(trials)):
+    for each in compare(summarize(frame), trials):
         found.setdefault(each.topic, []).append(each)
     return found
 
@@ -47,15 +48,18 @@ def test_whole_sweep(made: SimpleNamespace) -> None:
     assert pairs == {
         "beyond the reference below": [
             *((name, "control") for name in (low, high, full)),
-            *((name, "probe") for name in (low, high)),
+            *((name, "probe") for name in (low, high) for _ in ("injected", "pairs")),
         ],
         "beyond the base as it is": [(name, "base as it is") for name in (low, high, full)],
+        "in distribution, beside the base as it is": [(name, "base as it is") for name in (low, high, full)],
         "short of full fine-tuning": [(low, full), (high, full)],
         "rank": [(high, low), (high, low)],
-        "noticing: a correction model's own [BACK] beside a detector": [(low, low), (high, high)],
+        NOTICING: [(f"correction: {name}", f"detection: {name}") for name in (low, high)],
     }
-    noticing = found["noticing: a correction model's own [BACK] beside a detector"][0]
-    assert noticing.measure == "free_auroc / detect_auroc, injected op 6"
+    assert found[NOTICING][0].measure == "free_auroc / detect_auroc, injected op 6"
+    measures = [each.measure for each in found["beyond the reference below"]]
+    assert measures[3:5] == ["detect_auroc, injected op 6", "detect_auroc, pairs op 6"]
+    assert found["in distribution, beside the base as it is"][0].measure == "accuracy, id op 5"
 
 
 def test_difference_is_of_the_same_problems(made: SimpleNamespace) -> None:
@@ -111,3 +115,69 @@ def test_arms_that_differ_in_one_thing(made: SimpleNamespace, made_from: Callabl
         "loss on mistakes too": [("LoRA all-linear unmasked rank 4", all_linear)],
     }
     assert all(each.trials == 1 and each.verdict == "not distinguishable" for of in found.values() for each in of)
+
+
+def on_base(trial: TrialRecord, base: int) -> TrialRecord:
+    """Return the same trial on another base."""
+    config = trial.config | {"base": trial.config["base"] | {"seed": base}}
+    return replace(trial, config=config, trial=trial.trial.replace("-b0-", f"-b{base}-"))
+
+
+def test_an_arm_is_compared_with_the_control_that_learned_as_it_does(
+    made: SimpleNamespace, made_from: Callable[..., TrialRecord]
+) -> None:
+    lora = {"method_name": "lora", "method_rank": 16, "data_retry_rate": 0.0}
+    trials = [made.trial("correction-r16", 0), made.trial("correction-r4", 0), made.trial("control", 0)]
+    trials.append(made_from("clean", "control", 0, **lora))
+    found = compared(made, trials)
+    (each,) = found["beyond as many clean tokens"]
+    assert (each.first, each.second) == ("LoRA all-linear rank 16", "control LoRA all-linear rank 16")
+    assert {each.second for each in found["beyond the reference below"]} == {"control"}
+
+
+def test_each_base_is_told_apart(made: SimpleNamespace) -> None:
+    trials = [on_base(made.trial(arm, seed), base) for arm in ("control", "full") for seed in (0, 1) for base in (0, 1)]
+    # On the other base the two change places.
+    swapped = [
+        replace(trial, outcomes=made.trial({"full": "control", "control": "full"}[trial.arm], seed).outcomes)
+        if trial.config["base"]["seed"] == 1
+        else trial
+        for trial in trials
+        for seed in [trial.config["seed"]]
+    ]
+    (each,) = compared(made, swapped)["beyond the reference below"]
+    solved = {
+        arm: np.array([made.trial(arm, seed).outcomes[f"correct_ood_{HEADLINE}"].mean() for seed in (0, 1)])
+        for arm in ("full", "control")
+    }
+    gains = solved["full"] - solved["control"]
+    assert each.by_base == pytest.approx((np.mean(gains), -np.mean(gains)))
+    assert min(gains) > 0.1
+    assert each.verdict == "not distinguishable"
+
+
+def test_what_must_be_known_of_a_difference_stands_with_it(made: SimpleNamespace) -> None:
+    trials = [made.trial("control", 0), made.trial("control", 1), made.trial("full", 0)]
+    missing = replace(made.trial("full", 1), status=Status.MISSING, outcomes={}, result={})
+    (each,) = compared(made, [*trials, missing])["beyond the reference below"]
+    assert each.notes == ("1 of 2 trials of the first", "bf16 beside fp32")
+    (each,) = compared(made, [trials[0], made.trial("correction-r4", 0)])["beyond the reference below"]
+    assert each.notes == ()
+
+
+def test_gaps_closed_differ_by_what_is_paired(made: SimpleNamespace) -> None:
+    """Worked out here: the two gaps, each less than all of it in every draw, and their difference."""
+    arms = ("control", "upper", "probe", "correction-r4", "detection-r4", "correction-r1")
+    trials = [made.trial(arm, seed) for arm in arms for seed in (0, 1)]
+    lines = {line.arm: line for line in summarize(to_frame(rows_of(made.sweep(trials))))}
+    detection, correction = lines["detection-r4"].gap, lines["correction-r4"].gap
+    assert detection is not None
+    assert correction is not None
+    (each,) = compared(made, trials)[CONTRAST]
+    names = ("detection: LoRA all-linear rank 4", "correction: LoRA all-linear rank 4")
+    assert (each.first, each.second, each.measure, each.trials) == (*names, "gap closed", 2)
+    assert each.values == pytest.approx((detection.value, correction.value))
+    assert each.by_base == pytest.approx((each.difference.value,))
+    assert each.verdict == "higher"
+    assert each.difference.low > detection.low - correction.high
+    assert each.difference.high < detection.high - correction.low

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from analysis.comparisons import compare
 from analysis.page import Code, Heading, Table, Text, to_html, to_markdown
 from analysis.published import beside, published_rows
 from analysis.report import TERMINAL_WIDTH, publish, terminal_table, write_report
@@ -19,6 +20,7 @@ from analysis.summary import Counts, Role, caption, counts_of, missing_for_claim
 from analysis.table import read_results, to_frame
 from analysis.verdict import headline_sentences, show, standing
 from peft_study.errors import DataError
+from peft_study.records import Status
 
 
 def shown(frame: pd.DataFrame) -> str:
@@ -84,6 +86,16 @@ def test_a_base_that_nothing_was_done_to_needs_one_seed(made: SimpleNamespace) -
     assert counts_of(to_frame(rows_of(made.sweep(trials[:2])))).seeds == (1, 1)
 
 
+def test_a_claim_needs_its_seeds_on_every_base_that_is_planned(made: SimpleNamespace) -> None:
+    trials = [made.trial("full", seed) for seed in range(3)]
+    failed = made.trial("full", 0, status=Status.FAILED)
+    config = failed.config | {"base": failed.config["base"] | {"seed": 1}}
+    elsewhere = replace(failed, config=config, trial=failed.trial.replace("-b0-", "-b1-"))
+    counts = counts_of(to_frame(rows_of(made.sweep([*trials, elsewhere]))))
+    assert (counts.seeds, counts.bases, counts.to_come) == ((0, 3), 1, 0)
+    assert missing_for_claim(counts)[:2] == ["3 seeds (here 0)", "2 base pairs (here 1)"]
+
+
 def test_provenance_counts_what_differs_between_trials(made: SimpleNamespace) -> None:
     (_, table) = provenance_table(made.sweep([made.trial(name, 0) for name in ("full", "control", "base")]))
     assert isinstance(table, Table)
@@ -106,14 +118,17 @@ def test_caption_says_what_it_rests_on(frame: pd.DataFrame) -> None:
     assert "First look" not in caption(counts_of(frame), first_look=False)
 
 
-def test_every_number_of_the_verdict_is_in_the_table(frame: pd.DataFrame) -> None:
+def test_every_number_of_the_verdict_is_in_the_table(frame: pd.DataFrame, sweep: SweepRecord) -> None:
     lines = summarize(frame)
-    text = " ".join(headline_sentences(lines))
+    text = " ".join(headline_sentences(lines, compare(lines, sweep.trials)))
     known = {show(line.raw, 3) for line in lines} | {show(line.gap, 2) for line in lines}
     intervals = re.findall(r"\S+ \[[^]]*\]", text)
     assert len(intervals) > 10
     assert set(intervals) <= known
-    assert "detection closes more of its gap than correction at LoRA rank 1, LoRA rank 4" in text
+    assert "detection closes more of its gap than correction at LoRA all-linear rank 1 (+" in text
+    assert f"full fine-tuning {show(lines[-1].raw, 3)}" not in text
+    one = next(line for line in lines if line.arm == "detection-full")
+    assert f"full fine-tuning {show(one.raw, 3)} (1 of 2 trials)" in text
 
 
 def test_report_is_whole_and_the_same_each_time(runs: Path, sweep: SweepRecord) -> None:
