@@ -178,10 +178,13 @@ def needed_for_claim(counts: Counts) -> list[tuple[int, int, str]]:
 
     A model that somebody else has pretrained has no pair, and a published set has the problems that it has.
     """
-    needed = [(CLAIM_SEEDS, counts.seeds[0], "seeds")]
-    if is_synthetic(counts):
-        needed += [(CLAIM_BASES, counts.bases, "base pairs"), (CLAIM_PROBLEMS, counts.problems, "problems a cell")]
-    return needed
+    if not is_synthetic(counts):
+        return [(CLAIM_SEEDS, counts.seeds[0], "seeds")]
+    return [
+        (CLAIM_SEEDS, counts.seeds[0], "seeds on each base pair"),
+        (CLAIM_BASES, counts.bases, "base pairs"),
+        (CLAIM_PROBLEMS, counts.problems, "problems a cell"),
+    ]
 
 
 def missing_for_claim(counts: Counts) -> list[str]:

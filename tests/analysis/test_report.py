@@ -67,7 +67,7 @@ def test_a_curve_that_still_rises_is_an_alarm(made: SimpleNamespace) -> None:
 def test_what_a_claim_lacks_is_named() -> None:
     counts = Counts((2, 2), 1, 512, 16, 0, 0, 0, ("nano",), ())
     assert missing_for_claim(counts) == [
-        "3 seeds (here 2)",
+        "3 seeds on each base pair (here 2)",
         "2 base pairs (here 1)",
         "4,096 problems a cell (here 512)",
     ]
@@ -93,7 +93,7 @@ def test_a_claim_needs_its_seeds_on_every_base_that_is_planned(made: SimpleNames
     elsewhere = replace(failed, config=config, trial=failed.trial.replace("-b0-", "-b1-"))
     counts = counts_of(to_frame(rows_of(made.sweep([*trials, elsewhere]))))
     assert (counts.seeds, counts.bases, counts.to_come) == ((0, 3), 1, 0)
-    assert missing_for_claim(counts)[:2] == ["3 seeds (here 0)", "2 base pairs (here 1)"]
+    assert missing_for_claim(counts)[:2] == ["3 seeds on each base pair (here 0)", "2 base pairs (here 1)"]
 
 
 def test_provenance_counts_what_differs_between_trials(made: SimpleNamespace) -> None:
