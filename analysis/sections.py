@@ -80,10 +80,11 @@ def comparison_tables(found: Sequence[Comparison]) -> list[Element]:
 def comparison_note(found: Sequence[Comparison]) -> str:
     """Return what a reader must know of comparisons."""
     return (
-        "Differences of arms that differ in one thing, or of an arm and a reference, first less second. Each draw takes "
-        f"both on the same bases and problems; intervals are 95 % each and not widened for there being {len(found)} of "
-        "them. Beside the interval stands the difference on each base alone: of the draws from two bases a quarter "
-        "takes only the one and a quarter only the other, so an arm has to be ahead on both to be called higher."
+        "Differences of arms that differ in one thing, or of an arm and a reference, first less second. Each draw "
+        "takes both on the same bases and problems; intervals are 95 % each and not widened for there being "
+        f"{len(found)} of them. Beside the interval stands the difference on each base alone: of the draws from two "
+        "bases a quarter takes only the one and a quarter only the other, so an arm has to be ahead on both to be "
+        "called higher."
     )
 
 
