@@ -162,7 +162,9 @@ def _draw_panel(axes: Axes, curves: Sequence[Tuned]) -> None:
             axes.annotate("edge!", (lr, value), **place, color=INK, fontsize=8.5, fontweight="bold")
     tried = sorted({rate.lr for tuned in curves for rate in tuned.rates})
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(tried, [_short(lr) for lr in tried], fontsize=8)
+    # A narrow panel has room for four; of more every other one is named.
+    every = 1 if len(tried) <= 4 else 2
+    axes.set_xticks(tried, ["" if place % every else _short(lr) for place, lr in enumerate(tried)], fontsize=8)
 
 
 def _short(lr: float) -> str:
