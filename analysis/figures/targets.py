@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.figures.headline import Point, Reference, points_of
 from analysis.style import FAINT, INK, MUTED, SKILL_COLOURS, error_bars, look, new_figure, short_count, strip_labels
-from analysis.summary import SKILLS, ArmSummary, Counts, Role, counts_of, name_of, summarize
+from analysis.summary import SKILLS, ArmSummary, Counts, Role, counts_of, name_of, on_curve, summarize
 
 _MARKS = {
     "all-linear": (INK, "o"),
@@ -60,7 +60,7 @@ def compute(frame: pd.DataFrame) -> TargetsInfo:
             Reference(name_of(line), line.raw)
             for role in _LEVELS[skill]
             for line in mine
-            if line.role is role and line.raw is not None
+            if line.role is role and line.raw is not None and on_curve(line, lines)
         )
         if curves:
             panels[skill] = TargetPanel(curves, references, mine[0].op)

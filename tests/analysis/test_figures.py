@@ -92,6 +92,7 @@ def test_targets_has_a_curve_for_each_set_of_matrices(made: SimpleNamespace) -> 
     trials = {name: made.trial(name, 0) for name in names}
     trials["correction-r4"].config["method"]["targets"] = "qv"
     others = {"unmasked": ("skill", "mask", False), "without rows": ("method", "embeddings", "none")}
+    others["clean"] = ("data", "retry_rate", 0.0)
     for name, (part, key, value) in others.items():
         trials[name] = replace(made.trial("correction-r4", 0), arm=name, trial=f"{name}-s0-b0-0123456789")
         trials[name].config[part][key] = value
