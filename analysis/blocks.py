@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis import verdict
-from analysis.comparisons import Comparison, compare, full_name
+from analysis.comparisons import CONTRAST, Comparison, compare, full_name
 from analysis.curve import curve_table, place_of, pooled_values
 from analysis.figures import headline, targets
 from analysis.page import Element, Table, Text, to_markdown
@@ -29,6 +29,7 @@ from analysis.sections import (
     departure_table,
     mean_of,
     paper_tables,
+    percent,
     trial_values,
 )
 from analysis.summary import ArmSummary, Row, caption, counts_of, on_curve, summarize
@@ -132,19 +133,15 @@ def _sets(sweep: Published) -> list[Element]:
     if not found:
         return [Text("Nothing is measured yet.")]
     rows = [
-        [f"`{name}`", str(base), f"{row['n']:,}", _percent(row["value"])]
+        [f"`{name}`", str(base), f"{row['n']:,}", percent(row["value"])]
         for name, of_set in found.items()
         for base, row in sorted(of_set.items())
     ]
     elements: list[Element] = [Table(("set", "base pair", "decision points", "wrong"), rows)]
     if covered:
-        shares = [f"{_percent(share)} on base pair {base}" for base, share in sorted(covered.items())]
+        shares = [f"{percent(share)} on base pair {base}" for base, share in sorted(covered.items())]
         elements.append(Text(f"Of the base's wrong solutions first go wrong at an `as`: {', '.join(shares)}."))
     return elements
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _topic(topic: str) -> Callable[[Published], list[Element]]:
@@ -238,7 +235,7 @@ BLOCKS: dict[str, Callable[[Published], list[Element]]] = {
     "rows": _topic("rows of the new words"),
     "mask": _topic("loss on mistakes too"),
     "noticing": _topic("noticing"),
-    "contrast": _topic("gap closed by detection beside that by correction"),
+    "contrast": _topic(CONTRAST),
     "paper": _paper,
     "errors": _errors,
 }

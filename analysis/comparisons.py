@@ -161,9 +161,9 @@ class Comparer:
 
     def _notes(self, one: ArmSummary, other: ArmSummary) -> tuple[str, ...]:
         notes = [
-            f"{finished} of {line.planned} trials of the {which}"
+            f"{line.finished} of {line.planned} trials of the {which}"
             for which, line in (("first", one), ("second", other))
-            if (finished := sum(line.seeds.values())) < line.planned
+            if line.finished < line.planned
         ]
         kinds = [" and ".join(sorted(self.precisions.get(line.arm, ()))) for line in (one, other)]
         if all(kinds) and kinds[0] != kinds[1]:

@@ -55,18 +55,19 @@ def curve_table(lines: Sequence[ArmSummary], frame: pd.DataFrame) -> list[Elemen
         numbers = sorted(alarms.setdefault(alarm, len(alarms) + 1) for alarm in line.alarms)
         return " ".join((show(line.raw, 3), *(f"({number})" for number in numbers)))
 
-    def beside(line: ArmSummary | None, metric: str, name: str, at: int | None) -> str:
-        return show(measured.get((line.arm, metric, name, at)), 3) if line else ""
+    def beside(line: ArmSummary | None, name: str, at: int | None) -> str:
+        """Return the same metric of an arm on another set."""
+        return show(measured.get((line.arm, line.metric, name, at)), 3) if line else ""
 
     rows = []
     for place in sorted({place for of in placed.values() for place in of}):
         solved, unmasked, detected = (of.get(place) for of in placed.values())
         cells = [_ROW_NAMES[place.role] + (f" {place.rank}" if place.rank else "")]
         cells += [value_of(solved), show(solved.gap, 2) if solved else ""]
-        cells += [beside(solved, "accuracy", "id", known)] * bool(known)
+        cells += [beside(solved, "id", known)] * bool(known)
         cells += [value_of(unmasked)] * bool(columns["unmasked"])
         cells += [value_of(detected), show(detected.gap, 2) if detected else ""]
-        rows.append([*cells, *(beside(detected, detected.metric if detected else "", x, op) for x in ("own", "pairs"))])
+        rows.append([*cells, beside(detected, "own", op), beside(detected, "pairs", op)])
     at = f" at op {op}" if op else ""
     header = ["", f"correction: solved{at}", "gap closed"] + [f"at op {known}, as in training"] * bool(known)
     header += ["solved, loss on mistakes too"] * bool(columns["unmasked"])

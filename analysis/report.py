@@ -30,7 +30,7 @@ from analysis.sections import (
     unfinished_table,
 )
 from analysis.style import render
-from analysis.summary import caption, counts_of, is_synthetic, name_of, summarize
+from analysis.summary import ArmSummary, caption, counts_of, is_synthetic, name_of, summarize
 from analysis.table import read_results, write_if_changed
 from peft_study.errors import DataError
 from peft_study.records import Status
@@ -86,8 +86,9 @@ def _write_report(record: SweepRecord, runs: Path) -> Path:
     figures = _figures_of(record)
     elements: list[Element] = [Heading(f"Sweep {sweep}", 1), Text(record.question or "No question was written down.")]
     lines = summarize(frame)
-    found = compare(lines, record.trials)
-    elements += _verdict(frame, record, found)
+    # Of a sweep of rates, arms that differ in nothing else are no comparison.
+    found = [] if "learning_rate" in figures else compare(lines, record.trials)
+    elements += _verdict(frame, record, lines, found)
     for name in figures:
         module = FIGURES[name]
         info = module.compute(frame)
@@ -171,8 +172,10 @@ def _figures_of(record: SweepRecord) -> tuple[str, ...]:
     return record.figures
 
 
-def _verdict(frame: pd.DataFrame, record: SweepRecord, found: Sequence[Comparison]) -> list[Element]:
+def _verdict(
+    frame: pd.DataFrame, record: SweepRecord, lines: Sequence[ArmSummary], found: Sequence[Comparison]
+) -> list[Element]:
     standing = verdict.standing(counts_of(frame), first_look=record.first_look)
     if "learning_rate" in record.figures:
         return [Text(text) for text in verdict.learning_rate_sentences(learning_rate.compute(frame))]
-    return [Text(text) for text in (standing, *verdict.headline_sentences(summarize(frame), found))]
+    return [Text(text) for text in (standing, *verdict.headline_sentences(lines, found))]

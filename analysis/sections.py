@@ -105,7 +105,7 @@ def comparison_table(found: Sequence[Comparison]) -> Table:
 
 
 def _signed(value: float) -> str:
-    return _EMPTY if math.isnan(value) else f"{value:+.3f}".replace("-", verdict.MINUS)
+    return _EMPTY if math.isnan(value) else verdict.signed(value, 3)
 
 
 def measure_tables(frame: pd.DataFrame) -> list[Element]:
@@ -171,7 +171,12 @@ def departure_table(arms: Mapping[str, Mapping[str, int]]) -> Table:
 
 def _share(counts: Mapping[str, int], kind: str) -> str:
     total = sum(counts.values())
-    return f"{100 * counts.get(kind, 0) / total:.0f} %" if total else ""
+    return percent(counts.get(kind, 0) / total) if total else ""
+
+
+def percent(share: float) -> str:
+    """Return a share as people read it, e.g. '46 %'."""
+    return f"{100 * share:.0f} %"
 
 
 def paper_tables(lines: Sequence[ArmSummary]) -> list[Element]:

@@ -63,6 +63,11 @@ class ArmSummary(NamedTuple):
     notes: tuple[str, ...]
     """References that rest on fewer trials than the arm."""
 
+    @property
+    def finished(self) -> int:
+        """How many of its trials are finished."""
+        return sum(self.seeds.values())
+
 
 class Counts(NamedTuple):
     """What a caption says of the trials behind a figure."""

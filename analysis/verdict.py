@@ -40,6 +40,15 @@ def show(interval: Interval | None, digits: int) -> str:
     return f"{value} [{low}, {high}]"
 
 
+def signed(value: float, digits: int) -> str:
+    """Return a difference with its sign.
+
+    >>> signed(-0.25, 2), signed(0.25, 1)
+    ('−0.25', '+0.2')
+    """
+    return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
 def standing(counts: Counts, *, first_look: bool) -> str:
     """Return how much may be claimed: a first look, what is missing, or that nothing is."""
     missing = missing_for_claim(counts)
@@ -99,8 +108,7 @@ def _contrast(found: Sequence[Comparison]) -> str:
 
 def _difference(each: Comparison, name: str, digits: int) -> str:
     """Return an arm with what it differs by, and what must be known of that."""
-    shown = f"{each.difference.value:+.{digits}f}".replace("-", MINUS)
-    return f"{name} ({'; '.join((shown, *each.notes))})"
+    return f"{name} ({'; '.join((signed(each.difference.value, digits), *each.notes))})"
 
 
 def comparison_sentences(found: Sequence[Comparison]) -> list[str]:
@@ -141,8 +149,7 @@ def _name(line: ArmSummary) -> str:
 
 def _lacks(line: ArmSummary) -> str:
     """Return on how many of its trials a line rests, '' where that is all."""
-    finished = sum(line.seeds.values())
-    return f" ({finished} of {line.planned} trials)" if finished < line.planned else ""
+    return f" ({line.finished} of {line.planned} trials)" if line.finished < line.planned else ""
 
 
 def _listed(items: Sequence[str]) -> str:
