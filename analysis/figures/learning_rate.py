@@ -1,5 +1,6 @@
 """The learning rate figure: what each rate reached, for every cell that was tuned."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from analysis.style import FAINT, INK, SKILL_COLOURS, error_bars, look, new_figu
 from analysis.summary import SKILLS, Counts, Interval, Row, counts_of
 from analysis.table import arm_rows, to_rows, trial_rows
 from peft_study.records import Status
-from peft_study.study.tuned import TUNING_METRIC, Cell, variant_of
+from peft_study.study.tuned import TUNING_METRIC, Candidate, Cell, best_of, variant_of
 
 _COLUMNS = 5
 """Panels of a row, at most."""
@@ -47,7 +48,7 @@ class LearningRateInfo(NamedTuple):
 
 
 def compute(frame: pd.DataFrame) -> LearningRateInfo:
-    """Return every tuned cell with its rates; the best has the highest value, then the lowest loss, then is least."""
+    """Return every tuned cell with its rates, and the one that the other sweeps use."""
     losses = _losses(frame)
     found: dict[Cell, dict[float, Rate]] = {}
     for row in to_rows(arm_rows(frame)):
@@ -97,11 +98,9 @@ def _losses(frame: pd.DataFrame) -> dict[tuple[Cell, float], float]:
 
 
 def _tuned(cell: Cell, rates: tuple[Rate, ...]) -> Tuned:
-    def order(rate: Rate) -> tuple[float, float, float]:
-        return -rate.interval.value, float("inf") if rate.loss is None else rate.loss, rate.lr
-
-    best = min(rates, key=order)
-    return Tuned(cell, rates, best, on_edge=best in (rates[0], rates[-1]))
+    tried = {rate.lr: Candidate(rate.interval.value, math.inf if rate.loss is None else rate.loss) for rate in rates}
+    lr, on_edge = best_of(tried)
+    return Tuned(cell, rates, next(rate for rate in rates if rate.lr == lr), on_edge)
 
 
 def draw(info: LearningRateInfo) -> Figure:

@@ -8,6 +8,7 @@ import csv
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -195,10 +196,17 @@ def _remedy_for(wanted: Cell) -> str:
     return f"{tuned}{_remedy(sweep)}"
 
 
-def _best(tried: dict[float, Candidate], cell: Cell) -> TunedRate:
-    """Return the best rate of a cell: highest score, then lowest loss, then the smaller rate."""
+def best_of(tried: Mapping[float, Candidate]) -> tuple[float, bool]:
+    """Return the best rate, of highest score, then lowest loss, then the smaller, and whether it is on the edge.
+
+    >>> best_of({0.001: Candidate(0.4, 0.2), 0.003: Candidate(0.5, 0.2), 0.01: Candidate(0.5, 0.3)})
+    (0.003, False)
+    """
     lr = min(tried, key=lambda rate: (-tried[rate].score, tried[rate].loss, rate))
-    if min(tried) < lr < max(tried):
-        return TunedRate(lr, ())
+    return lr, lr in (min(tried), max(tried))
+
+
+def _best(tried: Mapping[float, Candidate], cell: Cell) -> TunedRate:
+    lr, on_edge = best_of(tried)
     edge = f"the tuned learning rate {lr:g} lies on the edge of its grid, {min(tried):g} to {max(tried):g} ({cell})"
-    return TunedRate(lr, (edge,))
+    return TunedRate(lr, (edge,) if on_edge else ())
