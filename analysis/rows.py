@@ -223,10 +223,17 @@ def _alarms(records: Sequence[TrialRecord]) -> list[str]:
 
 
 def _unfinished(records: Sequence[TrialRecord]) -> list[str]:
-    """Return e.g. ['1 of 2 trials failed']."""
+    """Return e.g. ['3 of 6 trials failed', 'none on base pair 1']."""
     counts = {status: sum(record.status is status for record in records) for status in Status}
-    counts.pop(Status.FINISHED)
-    return [f"{count} of {len(records)} trials {status}" for status, count in counts.items() if count]
+    finished = counts.pop(Status.FINISHED)
+    found = [f"{count} of {len(records)} trials {status}" for status, count in counts.items() if count]
+    if finished:
+        planned, measured = (
+            {record.config["base"]["seed"] for record in of}
+            for of in (records, [record for record in records if record.status is Status.FINISHED])
+        )
+        found += [f"none on base pair {base}" for base in sorted(planned - measured)]
+    return found
 
 
 def _gap_row(

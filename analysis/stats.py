@@ -110,23 +110,31 @@ def samples_of(outcomes: Arrays, *, n: int, seed: int) -> dict[Key, Sample]:
 
 
 def pool(trials: Sequence[TrialSample], *, arm: str, bases: Sequence[int], seed: int) -> Sample:
-    """Return the mean over the `trials` whose base is among `bases`; bases are drawn alike for all arms, trial
-    seeds for each `arm` on its own."""
+    """Return the mean over `bases` of the mean over the `trials` on each; a base without a trial is left out.
+
+    Every base weighs the same, however many of its trials are finished: arms of which some trials are missing would
+    else differ by their bases. Bases are drawn alike for all arms, trial seeds for each `arm` on its own.
+    """
+    rows: list[NDArray[np.float64]] = []
+    on_base: list[int] = []
+    means: list[float] = []
     kept = [trial for trial in trials if trial.base_seed in bases]
     resamples = len(kept[0].sample.draws)
     base_rng = np.random.default_rng(derive_seed(seed, "bases", *bases))
     base_counts = resample_counts(len(bases), resamples, base_rng)
-    weights = np.zeros((resamples, len(kept)))
     for index, base in enumerate(bases):
-        of_base = [place for place, trial in enumerate(kept) if trial.base_seed == base]
-        seed_rng = np.random.default_rng(derive_seed(seed, "seeds", arm, base))
-        if of_base:
-            drawn = resample_counts(len(of_base), resamples, seed_rng)
-            weights[:, of_base] = drawn * base_counts[:, [index]]
+        samples = [trial.sample for trial in kept if trial.base_seed == base]
+        if samples:
+            seed_rng = np.random.default_rng(derive_seed(seed, "seeds", arm, base))
+            shares = resample_counts(len(samples), resamples, seed_rng) / len(samples)
+            rows.append(np.einsum("rt,tr->r", shares, np.stack([sample.draws for sample in samples])))
+            on_base.append(index)
+            means.append(float(np.mean([sample.value for sample in samples])))
+    weights = base_counts[:, on_base]
     total = weights.sum(axis=1)
-    draws = np.einsum("rt,tr->r", weights, np.stack([trial.sample.draws for trial in kept]))
+    draws = np.einsum("rb,br->r", weights, np.stack(rows))
     return Sample(
-        value=float(np.mean([trial.sample.value for trial in kept])),
+        value=float(np.mean(means)),
         draws=np.divide(draws, total, out=np.full(resamples, np.nan), where=total > 0),
         problems=kept[0].sample.problems,
     )

@@ -86,3 +86,18 @@ def test_arms_draw_seeds_apart_and_bases_together() -> None:
 def test_pool_leaves_out_other_bases() -> None:
     trials = [TrialSample(0, sample_of([1, 1])), TrialSample(7, sample_of([0, 0]))]
     assert pool(trials, arm="a", bases=[0], seed=0).value == 1.0
+
+
+def test_bases_weigh_the_same_however_many_trials_each_has() -> None:
+    trials = [TrialSample(0, sample_of([1] * 20)) for _ in range(3)] + [TrialSample(1, sample_of([0] * 20))]
+    pooled = pool(trials, arm="a", bases=[0, 1], seed=0)
+    assert pooled.value == 0.5
+    # Two bases drawn with replacement: one of them twice in half of the draws, and then all is right or nothing.
+    assert set(np.round(pooled.draws, 6)) == {0.0, 0.5, 1.0}
+    assert np.mean(pooled.draws) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_base_without_a_trial_is_left_out() -> None:
+    pooled = pool([TrialSample(1, sample_of([1, 1]))], arm="a", bases=[0, 1], seed=0)
+    assert pooled.value == 1.0
+    assert np.nanmean(pooled.draws) == 1.0

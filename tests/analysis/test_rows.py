@@ -43,6 +43,14 @@ def test_a_missing_trial_is_one_row(made: SimpleNamespace) -> None:
     assert rows[1]["reason"] == "1 of 1 trials missing"
 
 
+def test_an_arm_names_the_base_pairs_it_is_not_measured_on(made: SimpleNamespace) -> None:
+    first = made.trial("full", 0)
+    config = first.config | {"base": first.config["base"] | {"seed": 1}}
+    other = replace(first, config=config, status=Status.MISSING, result={}, outcomes={})
+    reasons = {row["reason"] for row in rows_of(made.sweep([first, other])) if row["trial"] == "full"}
+    assert reasons == {"1 of 2 trials missing; none on base pair 1"}
+
+
 def test_arm_rows_pool_the_trials(sweep: SweepRecord, frame: pd.DataFrame) -> None:
     outcomes = [record.outcomes[f"correct_ood_{HEADLINE}"] for record in sweep.trials if record.arm == "correction-r4"]
     (row,) = rows_with(arm_rows(frame), trial="correction-r4", metric="accuracy", set="ood", op=HEADLINE)
