@@ -173,6 +173,16 @@ class _Worker:
     """By trial."""
 
 
+def _died(worker: _Worker) -> WorkerDiedError:
+    """Return the error that says which trials a worker ended with, and how."""
+    assert worker.process is not None
+    worker.process.join()
+    return WorkerDiedError(
+        f"the worker of trial {', '.join(worker.jobs)} ended with exit code {worker.process.exitcode} "
+        "(killed, or out of memory?); run the same command again to go on"
+    )
+
+
 class Workers:
     """Up to `num` worker processes of some `seats`, started when there is a job for them; one thread with `num=0`.
 
@@ -214,7 +224,14 @@ class Workers:
         if worker is None or (worker.jobs and len(self.workers) < self.num):
             worker = self._start()
         worker.jobs[job.trial] = job
-        worker.pipe.send(job)
+        self._send(worker, job)
+
+    def _send(self, worker: _Worker, message: Job | _Answer) -> None:
+        try:
+            worker.pipe.send(message)
+        except OSError:
+            # Not the pipe to whoever reads our output, as a BrokenPipeError would be taken for.
+            raise _died(worker) from None
 
     def _start(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
@@ -238,16 +255,11 @@ class Workers:
             try:
                 trial, kind, value = worker.pipe.recv()
             except (EOFError, ConnectionResetError):
-                assert worker.process is not None
-                worker.process.join()
-                raise WorkerDiedError(
-                    f"the worker of trial {', '.join(worker.jobs)} ended with exit code {worker.process.exitcode} "
-                    "(killed, or out of memory?); run the same command again to go on"
-                ) from None
+                raise _died(worker) from None
             job = worker.jobs[trial] if kind in ("progress", "metrics") else worker.jobs.pop(trial)
             yield Event(job, kind, value)
 
     def go_on(self, job: Job, *, stop: str = "") -> None:
         """Let a worker that reported metrics go on, or with `stop` leave its trial for that reason."""
         worker = next(worker for worker in self.workers if job.trial in worker.jobs)
-        worker.pipe.send(_Answer(job.trial, stop))
+        self._send(worker, _Answer(job.trial, stop))
