@@ -7,6 +7,7 @@ error that names the nearest key.
 import difflib
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -116,7 +117,13 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign:
         raise ConfigError(f"an override must look like key=value, but got {text!r}; e.g. method.rank=16")
-    return key.strip(), yaml.safe_load(value)
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        quoted = shlex.quote(f"{key.strip()}={json.dumps(value)}")
+        raise ConfigError(
+            f"an override's value is read as YAML, which {value!r} of {key.strip()} is not; as a text it is {quoted}"
+        ) from None
 
 
 def check_key(key: str, model: type[BaseModel] = TrialConfig) -> None:
@@ -156,7 +163,7 @@ def build(model: type[Config], *layers: dict[str, Any]) -> Config:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; raise ConfigError where it is missing or no mapping."""
+    """Return the mapping in a YAML file; raise ConfigError where it is missing, unreadable or no mapping."""
     try:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -166,8 +173,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"no such file: {path}; there are {', '.join(there) or 'no YAML files there'}{nearest}"
         ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    except (IsADirectoryError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {str(error).splitlines()[0]}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, but holds {type(tree).__name__}")
     return tree

@@ -1,5 +1,7 @@
 """The config of a trial: three layers, strict, and a name for what they resolve to."""
 
+import shlex
+
 import pytest
 
 from peft_study.errors import ConfigError
@@ -53,6 +55,14 @@ def test_a_trial_of_the_study_knows_nothing_of_real_texts() -> None:
     ],
 )
 def test_an_override_is_read_as_yaml(text: str, value: object) -> None:
+    assert parse_override(text) == ("a.b", value)
+
+
+@pytest.mark.parametrize("value", ["[", "@x", "x: y: z"])
+def test_an_override_that_is_no_yaml_says_how_to_write_the_text(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"of a\.b is not; as a text it is (.*)") as raised:
+        parse_override(f"a.b={value}")
+    (text,) = shlex.split(str(raised.value).partition("as a text it is ")[2])
     assert parse_override(text) == ("a.b", value)
 
 
@@ -127,7 +137,11 @@ def test_the_hash_names_the_resolved_config() -> None:
 
 def test_yaml_that_is_no_mapping_is_refused(tmp_path) -> None:
     path = tmp_path / "sweep.yaml"
-    for text, fault in (("- 1", "mapping"), ("a: [", "is not YAML")):
+    for text, fault in (("- 1", "mapping"), ("a: [", "is not a YAML file")):
         path.write_text(text)
         with pytest.raises(ConfigError, match=fault):
             read_yaml(path)
+    path.write_bytes(b"a: \xff")
+    for unreadable in (path, tmp_path):
+        with pytest.raises(ConfigError, match="is not a YAML file"):
+            read_yaml(unreadable)

@@ -21,5 +21,7 @@ def test_a_worker_that_died_while_idle_is_named_with_the_trial_it_was_given(tmp_
         worker.process.kill()
         worker.process.join()
         # A BrokenPipeError would be taken for our output's reader having gone, and for success.
-        with pytest.raises(WorkerDiedError, match=r"the worker of trial second ended with exit code -9 .* run the same"):
+        with pytest.raises(
+            WorkerDiedError, match=r"the worker of trial second ended with exit code -9 .* run the same"
+        ):
             workers.submit(jobs[1])
