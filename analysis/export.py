@@ -131,6 +131,9 @@ def _read_trial(cell: dict[str, Any], runs: list["Run"], artifacts: _Artifacts) 
     """Return what is known of the planned trial `cell`, of whose runs a finished one counts before the newest."""
     runs = sorted(runs, key=lambda run: run.info.status != "FINISHED")
     result = artifacts.read_json(runs[0], "result.json", must=False) if runs else {}
+    if result and result["status"] == Status.FAILED and runs[0].info.status != "FAILED":
+        # Of an attempt before the one that was stopped.
+        result = {}
     if result:
         status, reason = Status(result["status"]), result.get("reason", "")
     elif not runs:

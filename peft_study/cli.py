@@ -273,7 +273,8 @@ def finetune(
     console = Console(highlight=False)
     result, folder = run_alone(resolved, runs, folder, console)
     if result["reason"]:
-        typer.echo(f"failed: {result['trial']}: {result['reason']}", err=True)
+        again = "the same command tries again, from the last checkpoint"
+        typer.echo(f"failed: {result['trial']}: {result['reason']}; {again}", err=True)
         raise typer.Exit(1)
     console.print(measures_table({_measure_name(m): m for m in result["measures"]}))
     costs = [f"{step} {seconds:.0f} s" for step, seconds in result.get("seconds_by_step", {}).items()]

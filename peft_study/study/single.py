@@ -26,7 +26,8 @@ def alone_folder(config: TrialConfig, runs: Path) -> Path:
 def run_alone(config: TrialConfig, runs: Path, folder: Path | None, console: Console) -> tuple[dict[str, Any], Path]:
     """Run a trial in `folder`, by default one under `runs`, unless it is finished there; return result and folder.
 
-    A run that was killed goes on from its last checkpoint. ConfigError where the folder holds another trial.
+    A run that was killed or has failed goes on from its last checkpoint. ConfigError where the folder holds another
+    trial.
     """
     planned = PlannedTrial(trial_id(ALONE.name, config), ALONE.name, config)
     folder = folder or alone_folder(config, runs)
@@ -39,7 +40,7 @@ def run_alone(config: TrialConfig, runs: Path, folder: Path | None, console: Con
         if result is None and _begun(folder) not in (None, config_hash(config)):
             raise ConfigError(f"{folder} holds a run of another config that was begun; choose another --folder")
         tracker = Tracker(runs, ALONE)
-        if result is None:
+        if result is None or result["status"] == Status.FAILED:
             result = _train(planned, folder, tracker, console)
         else:
             for note in result.get("notes", ()):

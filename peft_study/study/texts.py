@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from peft_study.corpora.config import CorpusConfig
 from peft_study.corpora.corpus import Corpus, load_corpus
@@ -29,6 +30,7 @@ from peft_study.files import locked, write_atomic
 from peft_study.models.device import this_device, this_process
 from peft_study.models.hub import load_tokenizer, stored_dtype
 from peft_study.models.pretrained import PretrainedLearner
+from peft_study.records import Status
 from peft_study.rng import derive_seed
 from peft_study.skills.encode import Encoder
 from peft_study.skills.packing import CorpusStream, pack
@@ -152,7 +154,11 @@ class TextTrial:
             learner, task, self.training, folder=folder, seed=config.seed, on_point=on_point, sharded=sharded
         )
         if sharded and this_process().num_processes > 1:
-            trained = {name: whole(value.detach()).cpu() for name, value in learner.trainable().items()}
+            trained: dict[str, Tensor] = {}
+            for name, value in learner.trainable().items():
+                gathered = whole(value.detach())
+                if this_process().is_main_process:
+                    trained[name] = gathered.cpu()
             if this_process().is_main_process:
                 # A model that is shared out computes only where all processes do, and measuring is for one.
                 self.learner = PretrainedLearner(self.pretrained, config.method, config.seed)
@@ -166,7 +172,8 @@ def follow(config: TrialConfig, folder: Path) -> None:
     """Train beside the first process, which measures and writes; nothing where the trial is finished."""
     if config.pretrained is None:
         raise ConfigError("trials of the study run in one process; start it without a launcher, or give --model")
-    if read_result(folder) is not None:
+    result = read_result(folder)
+    if result is not None and result["status"] != Status.FAILED:
         return
     prepare_process(threads=usual_threads())
     trial = TextTrial(config, folder.parent)
@@ -194,6 +201,8 @@ def run_texts(
     baseline = trial.baseline(folder, partial(teller.phase, "solve as the base"))
     measured = time.monotonic()
     summary = trial.train(task, folder / "checkpoint", teller.point)
+    if config.method.name in TRAINED_METHODS:
+        trial.learner.save(folder / "adapter")
     before = time.monotonic()
     found = trial.measure(task, baseline, teller.phase)
     np.savez_compressed(folder / "outcomes.npz", **found.arrays)  # pyright: ignore[reportArgumentType]
@@ -222,7 +231,6 @@ def run_texts(
         "measures": [measure._asdict() for measure in found.measures],
     }
     if config.method.name in TRAINED_METHODS:
-        trial.learner.save(folder / "adapter")
         (folder / "adapter" / "README.md").write_text(adapter_card(config, result))
     return result
 

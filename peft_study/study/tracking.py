@@ -280,6 +280,9 @@ class TrialRun:
         self.waiting: dict[tuple[str, int], float] = {}
         self.flushed = time.monotonic()
         self._describe(run, {key: value for key, value in tags.items() if run.data.tags.get(key) != value})
+        if "reason" in run.data.tags:
+            # Of an attempt that failed; this one has none so far.
+            self.client.delete_tag(self.run_id, "reason")
 
     def _logged(self, run: "Run") -> dict[tuple[str, int], float]:
         return {
@@ -339,11 +342,12 @@ class TrialRun:
         for name in ARTIFACTS:
             if (folder / name).exists():
                 self.client.log_artifact(self.run_id, str(folder / name))
-        if (folder / ADAPTER).is_dir():
+        finished = result["status"] == Status.FINISHED
+        if finished and (folder / ADAPTER).is_dir():
             self.client.log_artifacts(self.run_id, str(folder / ADAPTER), ADAPTER)
         tags = {"reason": result["reason"][:TAG_LIMIT]} if result["reason"] else {}
         # The adapters of the study have no card of ours, but one of peft's that says nothing.
-        if self.planned.config.pretrained is not None and (card := folder / ADAPTER / CARD).is_file():
+        if finished and self.planned.config.pretrained is not None and (card := folder / ADAPTER / CARD).is_file():
             tags["mlflow.note.content"] = card.read_text().split("---\n", 2)[-1][:TAG_LIMIT]
             self._log_model(result, folder / ADAPTER)
         self.end(result["status"], tags)

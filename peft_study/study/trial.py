@@ -136,11 +136,11 @@ def _run(
     with TORCH_GLOBALS:
         learner = Learner(load_base(config.base, config.data.family), config.method, word_ids(family), config.seed)
     summary, found, evaluator = train_learner(learner, config, folder, teller, trainer)
+    if config.method.name in TRAINED_METHODS:
+        learner.save(folder / "adapter")
     rest = evaluate_learner(learner, config, evaluator, folder.parent / "cache")
     np.savez_compressed(folder / "outcomes.npz", **rest.arrays)  # pyright: ignore[reportArgumentType]
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in rest.samples))
-    if config.method.name in TRAINED_METHODS:
-        learner.save(folder / "adapter")
     return {
         "tokens": summary.tokens,
         "tokens_with_loss": summary.tokens_with_loss,
@@ -179,7 +179,8 @@ def run_trial(
     """Run one trial in `folder`, from its checkpoint if there is one, and return its result.
 
     `result.json` is written last and atomically: without it the trial is not finished. An error of the trial gives
-    a result with status failed and the reason; an error of the user (PeftStudyError) is raised, nothing is written.
+    a result with status failed and the reason, and leaves its checkpoint for another attempt; an error of the user
+    (PeftStudyError) is raised, nothing is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -206,5 +207,6 @@ def run_trial(
     if metrics.is_file():
         shutil.copyfile(metrics, folder / "metrics.jsonl")
     write_atomic(folder / "result.json", json.dumps(result, indent=1) + "\n")
-    shutil.rmtree(folder / "checkpoint")
+    if result["status"] == Status.FINISHED:
+        shutil.rmtree(folder / "checkpoint")
     return result

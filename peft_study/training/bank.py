@@ -11,7 +11,7 @@ Shapes: K slots, B windows of all slots, T tokens, V words, D model width.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,7 +47,6 @@ class Slot:
     """Why the run failed."""
     stopped: bool = False
     """Whether `on_point` ended it."""
-    last_saved: float = field(default_factory=time.monotonic)
 
 
 def why_alone(method: MethodConfig, config: TrainingConfig) -> str:
@@ -246,6 +245,7 @@ def train_bank(
     while True:
         while len(slots) < size and (new := waiting()):
             if new.run.step >= new.run.total_steps:
+                new.run.learner.eval()
                 on_end(new, new.run.summary())
                 continue
             if bank is not None:
@@ -265,7 +265,7 @@ def train_bank(
             slot.run.seconds += (time.monotonic() - started) / len(slots)
 
         due = [slot for slot in slots if slot.run.step in slot.run.points and slot.error is None]
-        saving = [slot for slot in slots if time.monotonic() - slot.last_saved > slot.run.config.checkpoint_seconds]
+        saving = [slot for slot in slots if slot.run.is_due()]
         if due or saving:
             bank.store()
         for slot, loss in zip(slots, losses, strict=True):
@@ -279,7 +279,6 @@ def train_bank(
                 slot.run.log(metrics)
             if slot in saving and slot.error is None:
                 slot.run.save()
-                slot.last_saved = time.monotonic()
             slot.stopped = slot.error is None and slot.on_point(slot.run.point(metrics))
 
         ended = [s for s in slots if s.error or s.stopped or s.run.step >= s.run.total_steps]
@@ -288,4 +287,7 @@ def train_bank(
             slots, bank = [slot for slot in slots if slot not in ended], None
         for slot in ended:
             slot.run.learner.eval()
+            if slot.error is None:
+                # Whatever comes after must not cost the training.
+                slot.run.save()
             on_end(slot, None if slot.error or slot.stopped else slot.run.summary())

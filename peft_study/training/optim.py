@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from peft_study.training.config import TrainingConfig
 from peft_study.training.muon import Muon
-from peft_study.training.sharding import mine, part, whole
+from peft_study.training.sharding import mine, part
 
 
 def rate(step: int, total_steps: int, warmup_share: float, cooldown_share: float) -> float:
@@ -107,11 +107,11 @@ class Optimizers:
             optimizer.step()
 
     def state(self) -> dict[str, Tensor]:
-        """Return the optimisers' state as tensors by name."""
+        """Return the optimisers' state as tensors by name; of those that are shared out, this process's part."""
         tensors: dict[str, Tensor] = {}
         for i, optimizer in enumerate(self.parts):
             for j, state in optimizer.state_dict()["state"].items():
-                tensors.update({f"optimizer.{i}.{j}.{key}": whole(value) for key, value in state.items()})
+                tensors.update({f"optimizer.{i}.{j}.{key}": value for key, value in state.items()})
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:

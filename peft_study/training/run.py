@@ -1,6 +1,7 @@
 """A run in progress: what is trained, how far it is, and the checkpoint that it goes on from."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from peft_study.errors import CheckpointError, ConfigError
-from peft_study.files import write_atomic
+from peft_study.files import whole_lines, write_atomic
 from peft_study.models.abstract import AbstractLearner
 from peft_study.rng import TORCH_GLOBALS, derive_seed
 from peft_study.telling import Point
@@ -62,6 +63,8 @@ class Run(Generic[Trained]):
         self.masters = Masters(learner.trainable())
         self.optimizers = Optimizers(self.masters.values, config, config.lr)
         self.step, self.seconds, self.with_loss = 0, 0.0, 0
+        self.last_saved, self.saving = time.monotonic(), 0.0
+        """When the last checkpoint was written, and the seconds that it took."""
         self.losses: list[float] = []
         """Validation loss at each logged point."""
         self.tokens_per_step = config.batch_windows * source.length
@@ -93,19 +96,32 @@ class Run(Generic[Trained]):
         """Drop what was logged after the checkpoint that the run goes on from."""
         path = self.folder / "metrics.jsonl"
         if self.writes and path.is_file():
-            lines = path.read_text().splitlines()
+            lines = [line.decode() for line in whole_lines(path)]
             kept = [line for line in lines if json.loads(line)["tokens"] <= self.step * self.tokens_per_step]
             write_atomic(path, "".join(line + "\n" for line in kept))
+
+    def is_due(self) -> bool:
+        """Return whether it is time for a checkpoint: after every step where that is asked for, else a tenth of the time
+        at most goes into writing them."""
+        seconds, waited = self.config.checkpoint_seconds, time.monotonic() - self.last_saved
+        return self.writes and (seconds == 0 or waited > max(seconds, 9 * self.saving))
 
     def save(self) -> None:
         """Write a checkpoint: all that the run needs to go on, as tensors by name.
 
         Where these are shared out among processes, all must call it at the same step.
         """
-        tensors: dict[str, Tensor] = {f"value.{name}": whole(value) for name, value in self.masters.values.items()}
-        tensors |= self.optimizers.state() | {"rng": torch.get_rng_state()}
+        started = time.monotonic()
+        held = {f"value.{name}": value for name, value in self.masters.values.items()} | self.optimizers.state()
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in held.items():
+            # One at a time: no device has room for all that is shared out among many.
+            gathered = whole(tensor)
+            if self.writes:
+                tensors[name] = gathered if gathered is tensor else gathered.cpu()
         if not self.writes:
             return
+        tensors["rng"] = torch.get_rng_state()
         if next(iter(self.masters.values.values())).is_cuda:
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
         meta = {
@@ -116,6 +132,8 @@ class Run(Generic[Trained]):
             "next_index": self.source.next_index,
         }
         save_state(self.folder, tensors, meta)
+        self.last_saved = time.monotonic()
+        self.saving = self.last_saved - started
 
     def rate(self) -> float:
         """Return the learning rate of the next step as a share of the peak."""

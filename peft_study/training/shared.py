@@ -146,8 +146,6 @@ class SharedBank:
                 return seat.slot
 
         def on_end(slot: Slot, summary: TrainingSummary | None) -> None:
-            if slot.stopped:
-                slot.run.save()
             with self.lock:
                 seat = self.seated.pop(slot)
             seat.summary, seat.error = summary, slot.error

@@ -26,19 +26,24 @@ from peft_study.training.run import Run, TrainingSummary
 from peft_study.training.sharding import check_sharded, reduce_gradients, shard, whole
 
 
-def weights_of(batches: Sequence[Batch], accelerator: Accelerator) -> list[float]:
+def positions_of(batches: Sequence[Batch], accelerator: Accelerator) -> int:
+    """Return the positions with loss of a step, those of all processes together."""
+    own = sum(len(batch.answers_N) for batch in batches)
+    if accelerator.num_processes == 1:
+        return own
+    total: Any = accelerator.reduce(torch.tensor(own, device=accelerator.device), "sum")
+    return int(total)
+
+
+def weights_of(batches: Sequence[Batch], num_positions: int, num_processes: int) -> list[float]:
     """Return what the mean loss of each batch of this process counts, so that the step's loss is a mean over all.
 
-    Positions count alike, in all batches and processes; where they have weights of their own, batches count alike.
-    DDP takes the mean of the processes' gradients, which is made up for.
+    The `num_positions` of the step count alike, in all batches and processes; where they have weights of their own,
+    batches count alike. DDP takes the mean of the processes' gradients, which is made up for.
     """
-    if len(batches) == 1 and accelerator.num_processes == 1:
-        return [1.0]
     if any(batch.weights_N is not None for batch in batches):
         return [1 / len(batches)] * len(batches)
-    counts = torch.tensor([len(batch.answers_N) for batch in batches], device=accelerator.device)
-    total: Any = accelerator.reduce(counts.sum(), "sum")
-    return [int(count) * accelerator.num_processes / max(1, int(total)) for count in counts]
+    return [len(batch.answers_N) * num_processes / max(1, num_positions) for batch in batches]
 
 
 def train(
@@ -62,7 +67,8 @@ def train(
     assert config.precision != "auto", "whoever calls settles these first (machine.settled)"
     assert config.attention != "auto", "whoever calls settles these first (machine.settled)"
     this_process()
-    accelerator = Accelerator()
+    # The run's precision is its own: what `accelerate config` says would change it, and scale gradients, unseen.
+    accelerator = Accelerator(mixed_precision="no")
     device = accelerator.device
     if config.attention == "varlen" and device.type != "cpu":
         raise ConfigError(
@@ -80,27 +86,28 @@ def train(
     run.masters.write()
     model: nn.Module = learner if sharded else accelerator.prepare_model(learner)
     learner.train()
-    started = last_saved = time.monotonic()
+    started = time.monotonic()
     while run.step < run.total_steps:
         now = time.monotonic()
         run.seconds, started = run.seconds + now - started, now
-        is_due = now - last_saved > config.checkpoint_seconds
+        is_due = run.is_due()
         if sharded:
-            # All must agree, since all have a part to give.
+            # The process that writes decides, and all have a part to give.
             due: Any = accelerator.reduce(torch.tensor(float(is_due), device=device), "sum")
             is_due = bool(due)
         if is_due:
             run.save()
-            last_saved = now
 
         batches = task.batches(config.batch_windows, mine, config.micro_windows, device)
         losses: list[Tensor] = []
-        for batch, weight in zip(batches, weights_of(batches, accelerator), strict=True):
+        num_positions = positions_of(batches, accelerator)
+        weights = weights_of(batches, num_positions, accelerator.num_processes)
+        for batch, weight in zip(batches, weights, strict=True):
             is_last = batch is batches[-1]
             reduce_gradients(model, now=is_last)
             with nullcontext() if is_last or sharded else accelerator.no_sync(model):
                 losses.append(batch_loss(model, batch) * weight)
-                accelerator.backward(losses[-1])
+                losses[-1].backward()
         run.masters.take_gradients()
         norm = whole(torch.nn.utils.clip_grad_norm_(list(run.masters.values.values()), config.clip_norm))
         loss: Any = accelerator.reduce(torch.stack(losses).detach().sum(), "mean")
@@ -109,7 +116,7 @@ def train(
         run.optimizers.step(run.rate())
         run.masters.write()
         run.step += 1
-        run.with_loss += sum(len(batch.answers_N) for batch in batches)
+        run.with_loss += num_positions
 
         metrics: dict[str, float] = {}
         if run.step in run.points:
@@ -126,6 +133,8 @@ def train(
             run.save()
             raise
     run.seconds += time.monotonic() - started
+    # Whatever comes after must not cost the training.
+    run.save()
     learner.end()
     run.masters.write()
     learner.eval()

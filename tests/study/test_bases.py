@@ -34,7 +34,7 @@ def configured(tiny: Architecture, **changes: Any) -> PretrainConfig:
         precision="fp32",
         attention="sdpa",
         points=2,
-        checkpoint_seconds=1e-9,
+        checkpoint_seconds=0,
     )
     return PretrainConfig(architecture=tiny, training=training).model_copy(update=changes)
 

@@ -193,7 +193,7 @@ def test_killed_and_gone_on_with_equals_straight(
 
     def trained(folder: Path, on_point: Callable[[Point], None]) -> TextTrial:
         trial = TextTrial(config, tmp_path)
-        fast = trial.training.model_copy(update={"checkpoint_seconds": 1e-9})
+        fast = trial.training.model_copy(update={"checkpoint_seconds": 0})
         trial.training = fast
         folder.mkdir(exist_ok=True)
         trial.train(trial.task(), folder, on_point)
@@ -268,12 +268,14 @@ def test_two_processes_share_a_trial(checkpoint: Callable[[str], Path], problems
         "training.precision=fp32", "pretrained.attention=eager", "testing.n=2", "testing.max_new_tokens=4",
         "testing.baseline=false",
     ]  # fmt: skip
-    losses = []
+    losses, with_loss = [], []
     for processes in (1, 2):
         command = ["-m", "peft_study", "finetune", "--model", checkpoint("llama"), "--data", problems]
         run_together(processes, *command, "--runs", tmp_path / str(processes), *keys)
         (file,) = (tmp_path / str(processes)).glob("finetune/*/metrics.jsonl")
         losses.append([json.loads(line)["validation/loss"] for line in file.read_text().splitlines()])
+        with_loss.append(json.loads(file.with_name("result.json").read_text())["tokens_with_loss"])
+    assert with_loss[0] == with_loss[1] > 0
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert texts.BASELINE not in {path.name for path in (tmp_path / "2").rglob("*")}
 
@@ -301,6 +303,32 @@ def test_an_arm_of_a_sweep_is_the_same_trial(
     assert lines["correction"].problems == 6
     row = lines["correction"].row
     assert (row["base"], row["family"], row["kind"]) == (str(checkpoint("llama")), str(problems), "number")
+
+
+def test_a_failure_while_measuring_does_not_cost_the_training(
+    checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command measures again what was trained."""
+    runs, folder = tmp_path / "runs", tmp_path / "mine"
+    config = config_of(checkpoint("llama"), problems, **{"training.tokens": 256, "testing.baseline": False})
+
+    def no_memory(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TextTrial, "measure", no_memory)
+        failed, _ = run_alone(config, runs, folder, QUIET)
+    assert (failed["status"], failed["reason"]) == ("failed", "RuntimeError: out of memory")
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    client = MlflowClient(f"sqlite:///{mlflow_path(runs)}")
+    assert client.search_runs(["1"], "tags.reason LIKE '%memory'")
+    with monkeypatch.context() as patched:
+        patched.setattr("peft_study.training.supervised.batch_loss", no_memory)
+        result, _ = run_alone(config, runs, folder, QUIET)
+    assert (result["status"], result["tokens"]) == ("finished", 256)
+    (run,) = client.search_runs(["1"], "tags.trial != ''")
+    assert (run.info.status, run.data.tags.get("reason")) == ("FINISHED", None)
+    assert not (folder / "checkpoint").exists()
 
 
 def test_what_is_refused_leaves_nothing_and_mlflow_says_why(

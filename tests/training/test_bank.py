@@ -175,7 +175,7 @@ def kill(point: Point) -> bool:
 def test_a_killed_slot_goes_on(tiny: Architecture, learner_of: LearnerOf, tmp_path: Path, then: str) -> None:
     """... beside others or alone, to what it would have been; a trial killed alone goes on in a bank."""
     trial, other = replace(TRIALS["r4-table"], steps=20), replace(TRIALS["r1"], steps=30)
-    saves = replace(trial, training={"checkpoint_seconds": 1e-9})
+    saves = replace(trial, training={"checkpoint_seconds": 0})
     straight, first, second = (learner_of(trial) for _ in range(3))
     expected = alone(trial, straight, tmp_path / "straight")
     beside = slot_of(other, learner_of(other), tmp_path / "other")

@@ -106,7 +106,7 @@ folder = Path(sys.argv[1])
 learner = Learner(load_model(folder / "base"), MethodConfig(name="lora", rank=2), word_ids(NANO), 0)
 work = folder / f"work-{os.environ['WORLD_SIZE']}"
 work.mkdir(exist_ok=True)
-config = config_of(checkpoint_seconds=1e-9)
+config = config_of(checkpoint_seconds=0)
 summary = train(learner, task_of(SkillConfig()), config, folder=work, seed=0, on_point=lambda _: None)
 state = AcceleratorState()
 if state.is_main_process:
@@ -115,8 +115,13 @@ if state.is_main_process:
 """
 
 
-def test_two_processes_give_the_loss_of_one(tiny: Architecture, tmp_path: Path) -> None:
-    """DDP over gloo, as torchrun and `accelerate launch` start it; the first process alone writes."""
+def test_two_processes_give_the_loss_of_one(
+    tiny: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DDP over gloo, as torchrun and `accelerate launch` start it; the first process alone writes.
+
+    What `accelerate config` has put down for other programs changes neither the arithmetic nor the loss.
+    """
     save_base(build_base(NANO, tiny, 0), NANO, tmp_path / "base", {})
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -124,6 +129,8 @@ def test_two_processes_give_the_loss_of_one(tiny: Architecture, tmp_path: Path) 
     for processes in (1, 2):
         run_together(processes, script, tmp_path)
         found.append(json.loads((tmp_path / f"{processes}.json").read_text()))
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     (first, losses, total), (second, *shared) = found
     assert (first, second) == (1, 2)
     assert shared == [pytest.approx(losses, rel=1e-4), pytest.approx(total, rel=1e-4)]

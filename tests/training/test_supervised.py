@@ -95,7 +95,7 @@ def test_killed_and_resumed_equals_straight_bit_for_bit(
     folder = tmp_path / "killed"
     for kill_at in (4, 5):  # twice, the second time in the run that went on
         with pytest.raises(_KilledError):
-            run(make_learner(method), folder, skill=skill, kill_at=kill_at, checkpoint_seconds=1e-9, **changes)
+            run(make_learner(method), folder, skill=skill, kill_at=kill_at, checkpoint_seconds=0, **changes)
         saved = load_state(folder)
         assert saved is not None
         assert saved[1]["step"] == kill_at - 1
@@ -128,7 +128,7 @@ def test_stopped_on_purpose_and_resumed_equals_straight(make_learner: MakeLearne
 def test_metrics_have_a_line_a_point_and_none_twice(make_learner: MakeLearner, tmp_path: Path) -> None:
     """The kill comes after a line that is younger than the checkpoint."""
     with pytest.raises(_KilledError):
-        run(make_learner(MethodConfig(name="full")), tmp_path, kill_at=4, checkpoint_seconds=1e-9)
+        run(make_learner(MethodConfig(name="full")), tmp_path, kill_at=4, checkpoint_seconds=0)
     assert [line["tokens"] // (WINDOWS * LENGTH) for line in metrics(tmp_path)] == [2, 4]
     summary = run(make_learner(MethodConfig(name="full")), tmp_path)
     lines = metrics(tmp_path)
@@ -277,7 +277,7 @@ def test_learning_rate_must_be_known(make_learner: MakeLearner, tmp_path: Path) 
 
 def test_damaged_checkpoint_is_an_error_that_says_what_to_delete(make_learner: MakeLearner, tmp_path: Path) -> None:
     with pytest.raises(_KilledError):
-        run(make_learner(MethodConfig(name="full")), tmp_path, kill_at=2, checkpoint_seconds=1e-9)
+        run(make_learner(MethodConfig(name="full")), tmp_path, kill_at=2, checkpoint_seconds=0)
     path = tmp_path / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=f"delete {tmp_path}"):
@@ -287,7 +287,7 @@ def test_damaged_checkpoint_is_an_error_that_says_what_to_delete(make_learner: M
 @pytest.mark.parametrize("other", [MethodConfig(name="lora", rank=3), MethodConfig(name="full")])
 def test_checkpoint_of_another_run_is_refused(make_learner: MakeLearner, tmp_path: Path, other: MethodConfig) -> None:
     with pytest.raises(_KilledError):
-        run(make_learner(MethodConfig(name="lora", rank=2)), tmp_path, kill_at=2, checkpoint_seconds=1e-9)
+        run(make_learner(MethodConfig(name="lora", rank=2)), tmp_path, kill_at=2, checkpoint_seconds=0)
     with pytest.raises(CheckpointError, match="is of another run") as raised:
         run(make_learner(other), tmp_path)
     assert "\n" not in str(raised.value)
