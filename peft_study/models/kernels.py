@@ -20,6 +20,7 @@ from peft_study.native import address, library, threads
 
 
 def _half(tensor: Tensor) -> bool:
+    assert tensor.is_cpu
     assert tensor.dtype in (torch.float32, torch.bfloat16)
     return tensor.dtype is torch.bfloat16
 

@@ -21,6 +21,12 @@ from peft_study.models.fused import Attention, backbone, read_layers, seen_by
 PROBE_FILE = "probe.safetensors"
 
 
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Hold the parameters of `module` in `dtype`; buffers stay, for rotary frequencies must not be rounded."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 class Learner(AbstractLearner):
     """Runs ids to logits at chosen positions only, since most positions have no loss.
 
@@ -109,7 +115,7 @@ class Learner(AbstractLearner):
     def begin(self, dtype: torch.dtype, attention: str, *, compiled: bool) -> None:
         """Compute in `dtype` with `attention`, the layers compiled or not; a bf16 base is given back by `end`."""
         self._kept = {name: p.detach().clone() for name, p in self.named_parameters() if not p.requires_grad}
-        self._cast(dtype)
+        cast_parameters(self, dtype)
         self.attention = cast(Attention, attention)
         if compiled:
             self.compile_layers()
@@ -117,17 +123,12 @@ class Learner(AbstractLearner):
     @torch.no_grad()
     def end(self) -> None:
         """Be in fp32 again, what was not trained as it was."""
-        self._cast(torch.float32)
+        cast_parameters(self, torch.float32)
         for name, parameter in self.named_parameters():
             if name in self._kept:
                 parameter.copy_(self._kept[name])
         self._kept = {}
         self.attention = "sdpa"
-
-    def _cast(self, dtype: torch.dtype) -> None:
-        # Of the parameters alone: the rotary frequencies, a buffer, would not come back as they were.
-        for parameter in self.parameters():
-            parameter.data = parameter.data.to(dtype)
 
     def compile_layers(self) -> None:
         """Compile the layers."""

@@ -131,6 +131,14 @@ COMPILED_STEPS = 200
 """Steps from which compiling pays: it takes 20 s the first time and 3 s later, and saves 0.05 s a step (LOG.md)."""
 
 
+def check_attention(config: TrainingConfig, device: torch.device) -> None:
+    """Raise ConfigError where attention cannot be computed on `device` as is asked for."""
+    if config.attention == "varlen" and device.type != "cpu":
+        raise ConfigError(
+            f"training.attention: varlen computes on a CPU, but this is {device.type}; set training.attention to auto"
+        )
+
+
 def is_compiled(config: TrainingConfig, steps: int, device: torch.device) -> bool:
     """Return whether a run of `steps` steps has its layers compiled."""
     if config.compile != "auto":
@@ -146,11 +154,15 @@ _MEASURES = threading.Lock()
 
 
 def _chosen_once(kept: Path, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what is kept in a file, or what `choose` measures, which is kept from then on."""
+    """Return what is kept in a file, or what `choose` measures, which is kept from then on.
+
+    ConfigError where it was chosen on another kind of device: its kernels may not run on this one.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     # Threads would measure each other.
     with _MEASURES:
         if not kept.is_file():
-            choice = choose()
+            choice = {"device": device} | choose()
             kept.parent.mkdir(parents=True, exist_ok=True)
             new = beside(kept)
             new.write_text(json.dumps(choice) + "\n")
@@ -158,7 +170,14 @@ def _chosen_once(kept: Path, choose: Callable[[], dict[str, Any]]) -> dict[str, 
             with suppress(FileExistsError):
                 os.link(new, kept)
             new.unlink()
-        return json.loads(kept.read_text())
+        choice = json.loads(kept.read_text())
+    begun = choice.get("device", device)
+    if begun != device:
+        raise ConfigError(
+            f"{kept} says what to compute with on {begun}, where this was begun, but this is {device}; go on there, "
+            "choose another folder with --runs, or delete that file if trials may be computed in two ways"
+        )
+    return choice
 
 
 def settled(config: TrainingConfig, folder: Path, head_width: int) -> TrainingConfig:

@@ -101,8 +101,8 @@ class Run(Generic[Trained]):
             write_atomic(path, "".join(line + "\n" for line in kept))
 
     def is_due(self) -> bool:
-        """Return whether it is time for a checkpoint: after every step where that is asked for, else a tenth of the time
-        at most goes into writing them."""
+        """Return whether it is time for a checkpoint; unless there is to be one after every step, writing them takes a
+        tenth of the time at most."""
         seconds, waited = self.config.checkpoint_seconds, time.monotonic() - self.last_saved
         return self.writes and (seconds == 0 or waited > max(seconds, 9 * self.saving))
 

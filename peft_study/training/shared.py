@@ -13,13 +13,13 @@ from transformers import Qwen3ForCausalLM
 
 from peft_study.models.device import this_device
 from peft_study.models.fused import Attention
-from peft_study.models.learner import Learner
+from peft_study.models.learner import Learner, cast_parameters
 from peft_study.records import Stopped
 from peft_study.telling import Point
 from peft_study.training.bank import Slot, train_bank, why_alone
 from peft_study.training.batches import StreamTask
 from peft_study.training.config import TrainingConfig
-from peft_study.training.machine import is_compiled
+from peft_study.training.machine import check_attention, is_compiled
 from peft_study.training.run import Run, TrainingSummary
 from peft_study.training.supervised import train
 
@@ -78,6 +78,7 @@ class SharedBank:
         if why_alone(learner.method, config):
             return train(learner, task, config, folder=folder, seed=seed, on_point=on_point)
         device = this_device()
+        check_attention(config, device)
         learner.place(device)
         run = Run(learner, task, config, folder=folder, seed=seed)
         run.masters.write()
@@ -134,7 +135,7 @@ class SharedBank:
         """Train all runs of the kind of `first`, until none is left."""
         kind = first.kind
         model = _base_of(first.slot.run.learner)
-        model.to(torch.bfloat16 if kind.precision == "bf16" else torch.float32)  # pyright: ignore[reportArgumentType]
+        cast_parameters(model, torch.bfloat16 if kind.precision == "bf16" else torch.float32)
 
         def waiting() -> Slot | None:
             with self.lock:

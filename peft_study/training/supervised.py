@@ -14,14 +14,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from peft_study.errors import ConfigError
 from peft_study.models.abstract import AbstractLearner
 from peft_study.models.device import this_process
 from peft_study.records import Stopped
 from peft_study.telling import Point
 from peft_study.training.batches import Batch, Task, batch_loss, share_of, validation_loss
 from peft_study.training.config import TrainingConfig
-from peft_study.training.machine import is_compiled
+from peft_study.training.machine import check_attention, is_compiled
 from peft_study.training.run import Run, TrainingSummary
 from peft_study.training.sharding import check_sharded, reduce_gradients, shard, whole
 
@@ -70,10 +69,7 @@ def train(
     # The run's precision is its own: what `accelerate config` says would change it, and scale gradients, unseen.
     accelerator = Accelerator(mixed_precision="no")
     device = accelerator.device
-    if config.attention == "varlen" and device.type != "cpu":
-        raise ConfigError(
-            f"training.attention: varlen computes on a CPU, but this is {device.type}; set training.attention to auto"
-        )
+    check_attention(config, device)
     mine = share_of(config.batch_windows, accelerator.process_index, accelerator.num_processes)
     learner.place(device)
     sharded = sharded and accelerator.num_processes > 1

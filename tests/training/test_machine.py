@@ -30,6 +30,21 @@ def test_the_faster_precision_is_taken_and_kept(
     assert [path.name for path in sweep.iterdir()] == ["kernels.json"]
 
 
+def test_what_was_begun_on_another_device_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept = tmp_path / "kernels.json"
+    assert machine.settled(TrainingConfig(precision="fp32"), tmp_path, 20).precision == "fp32"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match=rf"{kept} says .* on cpu, .* this is cuda; .* delete that file"):
+        machine.settled(TrainingConfig(precision="fp32"), tmp_path, 20)
+
+
+def test_varlen_is_refused_where_it_cannot_compute() -> None:
+    config = TrainingConfig(attention="varlen")
+    machine.check_attention(config, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="varlen computes on a CPU, but this is cuda"):
+        machine.check_attention(config, torch.device("cuda"))
+
+
 def test_a_processor_without_bf16_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "bf16_speedup", lambda: pytest.fail("measured"))
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)

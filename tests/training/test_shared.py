@@ -3,9 +3,11 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import Qwen3ForCausalLM
 
 from peft_study.igsm.families import NANO
 from peft_study.igsm.settings import StreamSettings
@@ -15,6 +17,8 @@ from peft_study.models.learner import Learner
 from peft_study.records import Stopped
 from peft_study.skills.config import SkillConfig
 from peft_study.telling import Point
+from peft_study.training import shared
+from peft_study.training.bank import Slot
 from peft_study.training.batches import StreamTask
 from peft_study.training.config import TrainingConfig
 from peft_study.training.run import TrainingSummary
@@ -113,3 +117,26 @@ def test_full_fine_tuning_trains_in_its_own_thread(
     )
     assert summary.tokens == CONFIG.tokens
     assert len(summary.losses) == 4
+
+
+def test_a_bank_in_bf16_keeps_the_rotary_frequencies(
+    make_learner: MakeLearner, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded ones would turn far words by other angles than those of the model that is measured later."""
+    seen: list[tuple[torch.dtype, torch.Tensor]] = []
+
+    def fake(
+        model: Qwen3ForCausalLM, waiting: Callable[[], Slot | None], on_end: Callable[..., None], **_: Any
+    ) -> None:
+        seen.append((model.lm_head.weight.dtype, model.model.rotary_emb.inv_freq))
+        slot = waiting()
+        assert slot is not None
+        on_end(slot, slot.run.summary())
+
+    monkeypatch.setattr(shared, "train_bank", fake)
+    learner = make_learner(lora(2))
+    config = CONFIG.model_copy(update={"precision": "bf16"})
+    SharedBank(2).train(learner, task(), config, folder=folder, seed=0, on_point=lambda _: None)
+    ((dtype, frequencies),) = seen
+    assert dtype is torch.bfloat16
+    assert torch.equal(frequencies, learner.model.model.rotary_emb.inv_freq)
