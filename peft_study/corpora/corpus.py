@@ -255,10 +255,7 @@ def held_out(part: Part, share: float) -> tuple[list[Item], list[Item]]:
     keys = [key(item) for item in part.items]
     places = {text: derive_seed(0, "held out", text) / 2**63 for text in keys}
     if len(places) < 2:
-        raise DataError(
-            f"{part.origin} has one prompt, so none can be held out; set corpus.validation, or "
-            "corpus.validation_share=0"
-        )
+        raise DataError(f"{part.origin} has one prompt, so none can be held out; set corpus.validation")
     in_order = sorted(places, key=places.__getitem__)
     held = {text for text in in_order[:-1] if places[text] < share} | {in_order[0]}
     train = [item for item, text in zip(part.items, keys, strict=True) if text not in held]

@@ -6,7 +6,7 @@ In several processes (`accelerate launch`, torchrun) all train, and the first al
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,9 @@ from peft_study.models.hub import load_tokenizer, stored_dtype
 from peft_study.models.pretrained import PretrainedLearner
 from peft_study.records import Status
 from peft_study.rng import derive_seed
-from peft_study.skills.encode import Encoder
+from peft_study.skills.encode import Encoded, Encoder
 from peft_study.skills.packing import CorpusStream, pack
+from peft_study.skills.targets import NOT_A_DECISION, RIGHT, WRONG
 from peft_study.study.cards import adapter_card
 from peft_study.study.config import CONFIG_FILE, TRAINED_METHODS, TrialConfig, build_config, flatten, read_yaml
 from peft_study.study.stores import read_result
@@ -84,7 +85,8 @@ class TextTrial:
             return load(rewriter=opens)
 
     def task(self) -> CorpusTask:
-        """Return what the run reads, validation windows included."""
+        """Return what the run reads, validation windows included; ConfigError where it can be neither learned from nor
+        measured on."""
         corpus, learner = self.corpus_config, self.learner
         longest = getattr(learner.model.config.get_text_config(), "max_position_embeddings", None)
         if longest and corpus.window > longest:
@@ -97,16 +99,34 @@ class TextTrial:
             raise ConfigError(
                 f"{self.pretrained.name} lets the documents of a window see each other; set corpus.packing=false"
             )
+        is_detection = self.config.skill.name == "detection"
+        if is_detection:
+            self._check_verdicts(read.encoded)
         stream = CorpusStream(read.encoded, corpus.window, learner.pad_id, corpus.packing, self.config.seed)
         validation = pack(measured.encoded, corpus.window, learner.pad_id, corpus.packing)
         order = np.random.default_rng(derive_seed(self.testing.seed, "loss windows")).permutation(len(validation.ids))
         rows = np.sort(order[: self.testing.loss_windows])
+        kept = validation.rows(rows)
+        if not (kept.verdicts != NOT_A_DECISION if is_detection else kept.learned).any():
+            raise ConfigError(
+                f"none of {len(validation.ids)} validation windows has anything to measure the loss on; set "
+                "corpus.validation, or a larger corpus.validation_share or corpus.window"
+            )
         self.notes.append(
             f"windows: {len(stream)} of {corpus.window} tokens, {stream.fill:.0%} filled; {read.truncated} of "
             f"{read.documents} documents are cut off and {read.left_out} left out"
         )
-        is_detection = self.config.skill.name == "detection"
-        return CorpusTask(stream, validation.rows(rows), verdict=is_detection)
+        return CorpusTask(stream, kept, verdict=is_detection)
+
+    def _check_verdicts(self, read: Sequence[Encoded]) -> None:
+        """Raise ConfigError unless there are right steps and wrong ones to learn from."""
+        right, wrong = (sum(int((each.verdicts == kind).sum()) for each in read) for kind in (RIGHT, WRONG))
+        if not (right and wrong):
+            raise ConfigError(
+                f"skill.name=detection needs right steps and wrong ones, but {self.corpus.source} has {right} and "
+                f"{wrong}; set corpus.mistakes and corpus.retry_rate (data.retry_rate for igsm), or give solutions in "
+                "steps"
+            )
 
     def baseline(self, folder: Path, on_share: OnShare) -> list[Solution] | None:
         """Return the base's own solutions, kept in `folder` for a run that goes on; None where nothing is graded."""

@@ -249,6 +249,22 @@ def test_windows_that_the_model_cannot_see_are_refused(
         TextTrial(config, tmp_path).task()
 
 
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"corpus.validation_share": 0}, r"none of 0 validation windows .* larger corpus.validation_share"),
+        ({"skill.name": "detection", "corpus.mistakes": "none"}, r"has \d+ and 0; set corpus.mistakes"),
+        ({"skill.name": "detection", "corpus.retry_rate": 0}, r"has \d+ and 0; set corpus.mistakes"),
+    ],
+)
+def test_what_cannot_be_learned_or_measured_is_refused_before_training(
+    checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path, changes: dict[str, Any], fault: str
+) -> None:
+    trial = TextTrial(config_of(checkpoint("llama"), problems, **changes), tmp_path)
+    with pytest.raises(ConfigError, match=fault):
+        trial.task()
+
+
 def test_rates_that_are_not_set(checkpoint: Callable[[str], Path], problems: Path) -> None:
     config = config_of(checkpoint("llama"), problems, **{"training.lr": None})
     assert resolve_rate(config, TunedRates()).training.lr == USUAL_RATES["lora"]
