@@ -55,6 +55,9 @@ def _check_place(config: PretrainedConfig) -> None:
     raise CheckpointError(f"no checkpoint in {folder} (model.safetensors is missing); {remedy}")
 
 
+_NOT_TO_BE_HAD = r"couldn't connect|offline|not a valid model identifier|gated repo|access to it is restricted"
+
+
 def _explained(config: PretrainedConfig, error: Exception) -> CheckpointError | ConfigError:
     """Return what `error` of transformers or the Hub means for the user, in one line."""
     text = str(error)
@@ -74,7 +77,9 @@ def _explained(config: PretrainedConfig, error: Exception) -> CheckpointError | 
         return CheckpointError(f"{where} is no causal language model; give one that transformers loads as such")
     if "safetensors" in text and "does not appear to have" in text:
         return CheckpointError(f"{where} has no safetensors weights, and pickled ones are not loaded; give another")
-    if isinstance(error, HfHubHTTPError) or re.search(r"couldn't connect|offline|not a valid model identifier", text):
+    if "not a valid git identifier" in text:
+        return CheckpointError(f"{where} is not there; set pretrained.revision to a branch, a tag or a commit of it")
+    if isinstance(error, HfHubHTTPError) or re.search(_NOT_TO_BE_HAD, text):
         return CheckpointError(
             f"{where} is neither a local folder nor to be had from the Hub ({line}); check its name, your connection "
             "and, for a gated one, that you are logged in, or download it first and give its folder"

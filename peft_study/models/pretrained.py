@@ -21,7 +21,7 @@ from peft_study.models.config import MethodConfig, PretrainedConfig
 from peft_study.models.hub import add_tokens, load_pretrained, load_tokenizer
 from peft_study.models.learner import PROBE_FILE
 from peft_study.models.quantize import cache_dequantized, quantized_layers, unquantized
-from peft_study.models.targets import match
+from peft_study.models.targets import match, towers
 from peft_study.rng import derive_seed
 
 
@@ -101,6 +101,11 @@ class PretrainedLearner(AbstractLearner):
         if config.gradient_checkpointing:
             self._checkpoint_activations()
         self.model.requires_grad_(method.name == "full")
+        if beside := towers(self.model):
+            # They would get no gradient, which several processes wait for.
+            for tower in beside.values():
+                tower.requires_grad_(False)
+            self.notes.append(f"left as they are, since no text passes them: {', '.join(beside)}")
         if method.name in ("lora", "probe"):
             self._put(method, seed, saved)
 

@@ -92,13 +92,33 @@ def _role(name: str) -> str:
     return _PARTS.get(part, {}).get(leaf, "")
 
 
+def towers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the parts of `model` that texts do not pass, by name: towers for images or sounds, and what joins them on.
+
+    They are whatever stands beside the decoder of a model that wraps one.
+    """
+    decoder, at = model.get_decoder(), model.base_model
+    if at is model and decoder not in (getattr(model, "language_model", None), getattr(model, "text_model", None)):
+        return {}
+    found: dict[str, nn.Module] = {}
+    while at is not None and at is not decoder:
+        holder = None
+        for name, child in at.named_children():
+            if any(each is decoder for each in child.modules()):
+                holder = child
+            elif child is not model.get_output_embeddings():
+                found[name] = child
+        at = holder
+    return found
+
+
 def linear_layers(model: PreTrainedModel) -> dict[str, Layer]:
-    """Return every linear layer of `model` but the output embedding, by name."""
-    output = model.get_output_embeddings()
+    """Return every linear layer that texts pass but the output embedding, by name."""
+    beside = {model.get_output_embeddings(), *(each for tower in towers(model).values() for each in tower.modules())}
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not output
+        if isinstance(module, (nn.Linear, Conv1D)) and module not in beside
     }
 
 

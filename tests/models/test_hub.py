@@ -167,3 +167,20 @@ def test_a_sharded_checkpoint_is_whole(checkpoint: Checkpoint, tmp_path: Path) -
     make_tokenizer().save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     assert torch.equal(logits_of(make(tmp_path)), logits_of(make(checkpoint("llama"))))
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("You are trying to access a gated repo.\nMake sure to have access to it.", "for a gated one, that you are"),
+        ("v9 is not a valid git identifier (branch name, tag name or commit id)", "set pretrained.revision to"),
+    ],
+)
+def test_what_the_hub_refuses_says_what_to_do(monkeypatch: pytest.MonkeyPatch, said: str, remedy: str) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(said)
+
+    monkeypatch.setattr("peft_study.models.hub.AutoConfig.from_pretrained", refuse)
+    with pytest.raises(CheckpointError, match=remedy) as raised:
+        load_pretrained(PretrainedConfig(name="someone/model", revision="v9"))
+    assert "\n" not in str(raised.value)

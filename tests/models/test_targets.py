@@ -13,8 +13,9 @@ from peft_study.errors import ConfigError
 from peft_study.models.adapters import attach
 from peft_study.models.config import MethodConfig, PretrainedConfig
 from peft_study.models.hub import load_pretrained
-from peft_study.models.targets import kind_of, match, short_names, sides
-from tests.models.checkpoints import LAYERS, MLP_WIDTH, SHAPES, WIDTH, WORDS
+from peft_study.models.pretrained import PretrainedLearner
+from peft_study.models.targets import kind_of, match, short_names, sides, towers
+from tests.models.checkpoints import LAYERS, MLP_WIDTH, SHAPES, WIDTH, WORDS, make_tokenizer
 
 MODERN = {
     "qv": {"self_attn.q_proj", "self_attn.v_proj"},
@@ -103,6 +104,28 @@ def test_layers_that_are_read_without_being_called_are_left_alone() -> None:
     found = match(build("mamba"), "all-linear")
     assert {kind_of(name) for name in found.layers} == {"mixer.in_proj", "mixer.x_proj"}
     assert found.notes == ("all-linear: left alone: mixer.dt_proj, mixer.out_proj",)
+
+
+def test_what_no_text_passes_is_left_alone(tmp_path: Path) -> None:
+    """Its adapters would never get a gradient, and several processes would wait for one."""
+    text = {**SHAPES["gemma3_text"], "vocab_size": WORDS, "pad_token_id": None}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    images = {"vision_config": vision | {"image_size": 28, "patch_size": 14}, "mm_tokens_per_image": 4}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3", text_config=text, **images))
+    assert list(towers(model)) == ["vision_tower", "multi_modal_projector"]
+    for targets in ("qv", "all-linear"):
+        assert all(name.startswith("model.language_model.layers.") for name in match(model, targets).layers)
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    learner = PretrainedLearner(PretrainedConfig(name=str(tmp_path), dtype="float32"), MethodConfig(name="full"), 0)
+    assert "left as they are, since no text passes them: vision_tower, multi_modal_projector" in learner.notes
+    assert learner.trainable()
+    assert not any("vision" in name or "projector" in name for name in learner.trainable())
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_a_model_for_texts_alone_is_passed_whole(kind: str) -> None:
+    assert towers(build(kind)) == {}
 
 
 def test_experts_in_three_dimensions_are_named() -> None:
