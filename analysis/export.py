@@ -95,6 +95,7 @@ def read_sweep(sweep: str, runs: Path) -> SweepRecord:
         gap=about.get("gap") or {},
         figures=tuple(about.get("figures", ("headline",))),
         trials=tuple(_read_trial(cell, children.get(cell["trial"], []), artifacts) for cell in plan),
+        overrides=tuple(about.get("overrides", ())),
     )
 
 

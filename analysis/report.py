@@ -116,10 +116,15 @@ def publish(sweep: str, runs: Path, results_dir: Path) -> Path:
     Of a sweep that was stopped, what there is: trials that are missing are rows that say so. Pages beside the folder
     of results whose parts are about this sweep are brought up to date.
     Raises DataError where the published table holds finished trials that this sweep plans and has not: they would be
-    lost.
+    lost; and where the sweep was changed on the command line, and so is not the one of that name.
     """
     source, target = results_path(sweep, runs), results_dir / f"{sweep}.csv"
     record = read_sweep(sweep, runs)
+    if record.overrides:
+        raise DataError(
+            f"sweep {sweep} was last run with {' '.join(record.overrides)}, so {runs / sweep} is not what its file "
+            f"plans; run `make sweep SWEEP={sweep}`, or give what you ran a sweep file of its own"
+        )
     if lost := _only_published(record, trials_path(target)):
         raise DataError(
             f"{target} holds {len(lost)} finished trials that {source} lacks, such as {lost[0]}; "

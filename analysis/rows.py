@@ -97,6 +97,8 @@ class SweepRecord(NamedTuple):
     figures: tuple[str, ...]
     """The figures it feeds."""
     trials: tuple[TrialRecord, ...]
+    overrides: tuple[str, ...] = ()
+    """What was changed on the command line of its last run."""
 
 
 def config_columns(config: dict[str, Any]) -> Row:

@@ -8,13 +8,14 @@ resolved config, so a trial whose config changes is another trial.
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from peft_study.errors import ConfigError
+from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.study.config import (
     TRAINED_METHODS,
     TrialConfig,
@@ -140,6 +141,8 @@ class Sweep(_Strict):
     gap: dict[Literal["correction", "detection"], Reference] = {}
     """For each skill the arms that gap closed is measured between."""
     search: Search | None = None
+    overrides: tuple[str, ...] = ()
+    """What was changed on the command line, so that this is not the sweep of the file; no key of a file."""
 
 
 class PlannedTrial(NamedTuple):
@@ -205,7 +208,7 @@ def _read_extended(path: Path, below: tuple[str, ...] = ()) -> dict[str, Any]:
 def _keys_at(where: tuple[int | str, ...]) -> list[str]:
     """Return the keys that a sweep file may hold where `where` is not one."""
     if len(where) == 1:
-        return [key for key in Sweep.model_fields if key != "name"]
+        return [key for key in Sweep.model_fields if key not in ("name", "overrides")]
     for key, inside in (("space", Range), ("halving", Halving)):
         if key in where:
             return list(inside.model_fields)
@@ -238,14 +241,14 @@ def read_sweep(name: str, overrides: Iterable[str] = ()) -> Sweep:
     An override of a config key holds for all trials and takes the place of the key in every grid; `seeds=[0,1]`
     and `base_seeds=[0]` take the place of all lists of that name.
     """
-    path = find_sweep(name)
+    path, overrides = find_sweep(name), tuple(overrides)
     tree = _read_extended(path)
     layer = overrides_layer(overrides)
     lists = {key: layer.pop(key) for key in SEED_LISTS if key in layer}
     for key in layer:
         check_key(key)
     try:
-        sweep = Sweep.model_validate({**tree, **lists, "name": path.stem})
+        sweep = Sweep.model_validate({**tree, **lists, "name": path.stem, "overrides": overrides})
     except ValidationError as error:
         raise _refusal(path, error) from error
     if not sweep.arms:
@@ -336,6 +339,26 @@ def _check_references(sweep: Sweep, cells: Iterable[str]) -> None:
                 )
 
 
+def _problems_of(config: TrialConfig) -> tuple[int, int, str]:
+    """Return what says which problems a trial is measured on: how many, their seed and split."""
+    measured = config.evaluation if config.pretrained is None else config.testing or NaturalEvaluationConfig()
+    return measured.n, measured.seed, measured.split
+
+
+def _check_same_problems(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
+    """Raise ConfigError where trials that are compared would be measured on other problems: nothing would be paired."""
+    first: dict[str, PlannedTrial] = {}
+    for planned in trials:
+        config = planned.config
+        one = first.setdefault(config.corpus.name if config.corpus else config.data.family, planned)
+        if _problems_of(one.config) != _problems_of(config):
+            keys = "evaluation" if config.pretrained is None else "testing"
+            raise ConfigError(
+                f"sweep {sweep.name}: all arms must be measured on the same problems, but {keys}.n, seed and split are "
+                f"{_problems_of(one.config)} of {one.arm} and {_problems_of(config)} of {planned.arm}; set them for all"
+            )
+
+
 def _check_halving(sweep: Sweep, arm: Arm, halving: Halving, config: TrialConfig) -> None:
     """Raise ConfigError where the arm's cells cannot be ranked by their validation loss, or the loss comes too late."""
     if sweep.search is not None:
@@ -394,10 +417,11 @@ def build_plan(sweep: Sweep, rates: TunedRates | None = None, *, strict: bool = 
             raise ConfigError(f"sweep {sweep.name}, arm {name}: {error}") from error
     _check_unique(sweep, plan.trials)
     _check_references(sweep, plan.cells)
+    _check_same_problems(sweep, plan.trials)
     return plan
 
 
 def searched_trial(plan: Plan, cell: str, values: dict[str, float | int]) -> PlannedTrial:
     """Return the trial of a search that has drawn `values` in `cell`."""
-    config, _ = _resolve({**plan.cells[cell], **values}, TunedRates(), strict=True)
-    return PlannedTrial(trial_id(cell, config), cell, config)
+    config, alarms = _resolve({**plan.cells[cell], **values}, TunedRates(), strict=True)
+    return PlannedTrial(trial_id(cell, config), cell, config, alarms)

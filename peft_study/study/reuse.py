@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_study.errors import DataError
+from peft_study.errors import ConfigError, DataError
 from peft_study.files import write_atomic
 from peft_study.records import Status
 from peft_study.study.plan import Plan
@@ -82,8 +82,14 @@ def reuse(plan: Plan, runs: Path, results: Path) -> int:
     """Put the finished trials of the published table of `plan` into the folder `runs`; return how many.
 
     Those that have a result there stay as they are. Trials are told by their ids, which hold a hash of their config.
-    Raises DataError where nothing was published, or the file is damaged.
+    Raises DataError where nothing was published, or the file is damaged; ConfigError where trials depend on others.
     """
+    chooses = "a search" if plan.sweep.search else "halving" if any(a.halving for a in plan.sweep.arms.values()) else ""
+    if chooses:
+        raise ConfigError(
+            f"sweep {plan.sweep.name} has {chooses}, which must see how every trial learned, and published trials do "
+            "not say that; leave REUSE (--reuse) out"
+        )
     source = trials_path(results / f"{plan.sweep.name}.csv")
     if not source.is_file():
         raise DataError(

@@ -109,6 +109,18 @@ def test_the_same_config_under_two_names_is_refused(write_sweep: Write) -> None:
         plan_of(write_sweep(arms={"one": arm, "two": arm}))
 
 
+def test_arms_that_are_measured_on_other_problems_are_refused(write_sweep: Write) -> None:
+    """Nothing would be paired, and the gap closed could not be had, which is not to be found out after hours."""
+    arms = {"control": {"trial": {"method": {"name": "full"}}}, "fewer": {"trial": {"evaluation": {"n": 999}}}}
+    with pytest.raises(ConfigError, match=r"same problems, .* of control and \(999, .*\) of fewer; set them for all"):
+        build_plan(read_sweep(str(write_sweep(arms=arms, gap={}))))
+
+
+def test_an_override_is_remembered(write_sweep: Write) -> None:
+    assert read_sweep(str(write_sweep()), ["seeds=[0]"]).overrides == ("seeds=[0]",)
+    assert read_sweep(str(write_sweep())).overrides == ()
+
+
 def test_an_unknown_override_names_the_nearest_key(write_sweep: Write) -> None:
     with pytest.raises(ConfigError, match=r"nearest known key is 'method.rank'"):
         plan_of(write_sweep(), "method.rang=3")

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from analysis.export import export_sweep
 from analysis.report import publish
-from peft_study.errors import DataError, StoreError
+from peft_study.errors import ConfigError, DataError, StoreError
 from peft_study.records import Status
-from peft_study.study.plan import Plan
+from peft_study.study.plan import Halving, Plan, Search
 from peft_study.study.reuse import read_trials, trials_path
 from peft_study.study.sweep import Outcome, run_sweep
 
@@ -79,6 +79,30 @@ def test_trials_of_another_base_are_refused(
     monkeypatch.setattr("peft_study.study.sweep.fingerprint", lambda _: "other weights")
     with pytest.raises(StoreError, match=r"made from other weights .* than .* has now \(other weights\)"):
         sweep(plan, tmp_path / "elsewhere", fake.FakeTrial(), published)
+
+
+def test_what_was_changed_on_the_command_line_is_not_published(
+    plan: Plan, fake: Any, published: Path, tmp_path: Path
+) -> None:
+    """It would take the place of the sweep of that name."""
+    before = {path: path.read_bytes() for path in published.iterdir()}
+    changed = plan._replace(sweep=plan.sweep.model_copy(update={"overrides": ("seeds=[0]",)}))
+    sweep(changed, tmp_path / "elsewhere", fake.FakeTrial())
+    with pytest.raises(DataError, match=r"was last run with seeds=\[0\], .* give what you ran a sweep file of its own"):
+        publish_of(changed, tmp_path / "elsewhere", published)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("chooses", ["halving", "a search"])
+def test_trials_that_depend_on_others_are_not_reused(
+    plan: Plan, fake: Any, published: Path, tmp_path: Path, chooses: str
+) -> None:
+    arms = {name: arm.model_copy(update={"halving": Halving()}) for name, arm in plan.sweep.arms.items()}
+    search = Search.model_validate({"trials": 1, "space": {"training.lr": {"low": 1e-4, "high": 1e-2}}})
+    changes = {"arms": arms} if chooses == "halving" else {"search": search}
+    other = plan._replace(sweep=plan.sweep.model_copy(update=changes))
+    with pytest.raises(ConfigError, match=rf"has {chooses}, .* leave REUSE \(--reuse\) out"):
+        sweep(other, tmp_path / "elsewhere", fake.FakeTrial(), published)
 
 
 def test_what_was_published_is_not_lost(plan: Plan, fake: Any, published: Path, tmp_path: Path) -> None:
