@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from peft_study.errors import CheckpointError
+from peft_study.files import write_atomic
 from peft_study.igsm.families import FamilySettings, family_named
 from peft_study.igsm.tokenizer import build_tokenizer, word_ids
 from peft_study.models.config import BaseConfig
@@ -104,10 +105,10 @@ def _look_back(model: Qwen3ForCausalLM, local_layers: int, *, planes: int = 4, s
 
 
 def save_base(model: Qwen3ForCausalLM, family: FamilySettings, folder: Path, pretraining: dict[str, Any]) -> None:
-    """Write weights (fp32 safetensors), tokenizer and `pretraining.json` to `folder`."""
+    """Write weights (fp32 safetensors), tokenizer and, last and atomically, `pretraining.json` to `folder`."""
     model.save_pretrained(folder)
     build_tokenizer(family).save_pretrained(folder)
-    (folder / PRETRAINING_FILE).write_text(json.dumps(pretraining, indent=2, sort_keys=True) + "\n")
+    write_atomic(folder / PRETRAINING_FILE, json.dumps(pretraining, indent=2, sort_keys=True) + "\n")
 
 
 def _check_files(folder: Path, remedy: str) -> None:

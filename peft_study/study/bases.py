@@ -101,5 +101,6 @@ def write_base(learner: Learner, target: Path, record: dict[str, Any]) -> None:
     """Write weights, tokenizer, record and card; the record comes last, so a folder that has it is whole."""
     family = family_named(record["config"]["family"])
     (target / PRETRAINING_FILE).unlink(missing_ok=True)
-    save_base(learner.model, family, target, record)
+    target.mkdir(parents=True, exist_ok=True)
     (target / "README.md").write_text(base_card(record))
+    save_base(learner.model, family, target, record)

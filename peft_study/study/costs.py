@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig, build_config
 from peft_study.study.plan import Plan
@@ -44,7 +45,8 @@ class CellCost(NamedTuple):
 class Measured(NamedTuple):
     """What training a finished trial took."""
 
-    family: str
+    model: str
+    """Name of the model, or family of the study's bases."""
     skill: str
     method: str
     tokens: int
@@ -57,7 +59,8 @@ def measurements(runs: Path) -> Iterator[Measured]:
         result = read_result(path.parent)
         if result and result["status"] == Status.FINISHED and result["tokens"]:
             config = result["config"]
-            named = config["data"]["family"], config["skill"]["name"], config["method"]["name"]
+            model = config["pretrained"]["name"] if "pretrained" in config else config["data"]["family"]
+            named = model, config["skill"]["name"], config["method"]["name"]
             yield Measured(*named, result["tokens"], result["seconds"])
 
 
@@ -78,13 +81,14 @@ def expected_seconds(
     `trained` is the share of its tokens that it reads, `evaluated` that of such trials which are evaluated.
     """
     tokens = config.training.tokens
-    near = [
-        m for m in measured if m.family == config.data.family and m.tokens / SIMILAR <= tokens <= m.tokens * SIMILAR
-    ]
+    model = config.pretrained.name if config.pretrained else config.data.family
+    near = [m for m in measured if m.model == model and m.tokens / SIMILAR <= tokens <= m.tokens * SIMILAR]
     kind = (config.skill.name, config.method.name)
     same = [m for m in near if (m.skill, m.method) == kind] or [m for m in near if m.skill == kind[0]] or near
     seconds_per_token = median(m.seconds / m.tokens for m in same) if same else 1 / TOKENS_PER_SECOND
-    return tokens * trained * seconds_per_token + evaluated * config.evaluation.n / PROBLEMS_PER_SECOND
+    testing = config.testing or NaturalEvaluationConfig()
+    problems = testing.n if config.pretrained else config.evaluation.n
+    return tokens * trained * seconds_per_token + evaluated * problems / PROBLEMS_PER_SECOND
 
 
 def describe(plan: Plan, runs: Path) -> list[CellCost]:

@@ -476,7 +476,8 @@ class RunningSweep:
         statuses = {planned.trial: Status(self.results[planned.trial]["status"]) for planned in self.trials}
         failed = [trial for trial, status in statuses.items() if status is Status.FAILED]
         self.tracker.close_parent(Status.FAILED if failed else Status.FINISHED)
-        about = [__version__, self.sweep.model_dump(mode="json"), [self.results[trial] for trial in statuses]]
+        ended = [(self.results[planned.trial], planned.alarms) for planned in self.trials]
+        about = [__version__, self.sweep.model_dump(mode="json"), ended]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         reasons = {trial: self.results[trial]["reason"] for trial in failed}
         return Outcome(statuses, reasons, self.changed, digest, self.tracker.reported() == digest)
