@@ -1,7 +1,7 @@
 """Statistics of the metrics: intervals, ranking, thresholds, calibration. Pure functions of arrays.
 
-All intervals are 95 %. A label of 1 means "wrong", the class a detector is to find; a score is its P(wrong). The
-caller passes a seed drawn with `rng.derive_seed`, so that an interval is the same each time it is computed.
+All intervals are 95 %. A label of 1 means "wrong", the class a detector is to find; a score is its P(wrong). What is
+resampled takes a seed, so that an interval is the same each time it is computed.
 """
 
 import math

@@ -55,14 +55,3 @@ def conversation(problem: Problem, segments: list[Segment]) -> Document:
     """
     asked = Turn("user", (Segment(f"{problem.question}\n", "prompt"),))
     return Document(problem.id, (asked, Turn("assistant", tuple(segments))))
-
-
-def labels(document: Document) -> list[bool]:
-    """Return for each step and mistake, in order, whether it is wrong: what a detector says at the segment's end.
-
-    >>> shown = (Segment("4 + 1 = 6.", "mistake"), Segment(" No.", "retraction"), Segment(" 4 + 1 = 5.", "step"))
-    >>> labels(Document("a", (Turn("assistant", shown),)))
-    [True, False]
-    """
-    judged = [segment.kind for turn in document.turns for segment in turn.segments]
-    return [kind == "mistake" for kind in judged if kind in ("step", "mistake")]

@@ -1,7 +1,7 @@
 """Detection measured: P(wrong) at decision points, by a trained detector or by a model's own [BACK].
 
-Sets: `injected` (mistakes of the stream), `own` (the base's own first wrong parameter against the right steps
-before it), `pairs` (a random state and a random parameter, comparable with the paper's 99 %).
+Sets: `injected` (mistakes of the stream), `own` (the base's own first wrong parameters against all of its right steps,
+those of right solutions too), `pairs` (a random state and a random parameter, comparable with the paper's 99 %).
 """
 
 from collections.abc import Callable, Sequence

@@ -70,7 +70,8 @@ class PretrainedConfig(BaseModel):
     double_quantization: bool = True
     """`nf4`: quantise the scales of the blocks too, which saves 0.4 bits a weight."""
     storage_dtype: Literal["uint8", "float32", "bfloat16"] = "uint8"
-    """`nf4`: the type that the packed bits pretend to be. FSDP wants that of the other weights."""
+    """`nf4`: the type that the packed bits pretend to be, for other programs that want that of the other weights; here
+    `shard` leaves what is quantised whole."""
     cache_dequantized: bool = False
     """`nf4`: keep the dequantised weights instead of the packed ones. As fast and large as without quantisation, with
     its numbers: for small models and for measuring."""

@@ -108,6 +108,9 @@ def _settings(config: TrialConfig, testing: NaturalEvaluationConfig) -> str:
     assert config.corpus is not None
     model = config.pretrained
     shown = [f"{model.name}@{model.revision}" if model.revision else model.name, model.quantization, config.corpus.name]
+    # As they are, unless set, so that files of before can be gone on with.
+    shown += [f"dtype {model.dtype}"] if model.dtype != "auto" else []
+    shown += [f"chat template {config.corpus.chat_template}"] if config.corpus.chat_template != "auto" else []
     drawn = f"temperature {testing.temperature:g}, {testing.max_new_tokens} tokens, seed {testing.seed}"
     return f"{', '.join(shown)}, {drawn}"
 

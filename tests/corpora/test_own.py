@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from peft_study.corpora.config import CorpusConfig
 from peft_study.corpora.corpus import Corpus, load_corpus
 from peft_study.corpora.own import Row, question_key, read_rows
-from peft_study.corpora.steps import labels
 from peft_study.errors import DataError
 from peft_study.skills.config import DataConfig
+from tests.corpora.reading import labels
 
 NUM_PROBLEMS = 20
 

@@ -8,7 +8,7 @@ import pytest
 from peft_study.corpora import gsm8k, math
 from peft_study.corpora.records import Document, Grade, Problem
 from peft_study.corpora.sampled import Judged, Sample, document, first_wrong_step, judge
-from peft_study.corpora.steps import labels
+from tests.corpora.reading import labels
 
 CLIPS = Problem(
     "gsm8k/test/0",

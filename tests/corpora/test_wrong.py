@@ -9,9 +9,9 @@ import pytest
 from peft_study.corpora import gsm8k, math
 from peft_study.corpora.arithmetic import equations
 from peft_study.corpora.records import Document, Grade, Problem
-from peft_study.corpora.steps import labels
-from peft_study.corpora.wrong import wrong_solution
 from peft_study.rng import python_stream
+from tests.corpora.reading import labels
+from tests.corpora.wrong import wrong_solution
 
 CLIPS = Problem(
     "gsm8k/test/0",

@@ -1,4 +1,4 @@
-"""Wrong solutions: one mistake that nobody takes back, carried to the end."""
+"""Wrong solutions, which graders must tell from right ones: one mistake that nobody takes back, carried to the end."""
 
 from fractions import Fraction
 from random import Random
