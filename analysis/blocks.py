@@ -140,7 +140,8 @@ def _sets(sweep: Published) -> list[Element]:
     elements: list[Element] = [Table(("set", "base pair", "decision points", "wrong"), rows)]
     if covered:
         shares = [f"{percent(share)} on base pair {base}" for base, share in sorted(covered.items())]
-        elements.append(Text(f"Of the base's wrong solutions first go wrong at an `as`: {', '.join(shares)}."))
+        what = "Share of the base's wrong solutions whose first mistake is at an `as`"
+        elements.append(Text(f"{what}: {', '.join(shares)}."))
     return elements
 
 
@@ -209,7 +210,8 @@ _TAKEN_BACK = {
 def _below(figure: ModuleType) -> Callable[[Published], list[Element]]:
     def part(sweep: Published) -> list[Element]:
         counts = counts_of(sweep.frame)
-        first = bool(verdict.missing_for_claim(counts))
+        # Of what is not run to its end the caption says how much is missing.
+        first = bool(verdict.missing_for_claim(counts)) and not counts.to_come
         return [Text(f"*{figure.describe(figure.compute(sweep.frame))} {caption(counts, first_look=first)}*")]
 
     return part

@@ -259,7 +259,11 @@ def command_list(frame: pd.DataFrame) -> list[Element]:
     lines = []
     for trial in dict.fromkeys(trial_rows(frame)["trial"]):
         lines += [f"# {trial}", shlex.join(["peft-study", "finetune", *overrides_of(first[trial])])]
-    note = "One command makes one row again; what is not named is the default. The same is in the column `config`."
+    note = (
+        "One command makes one row again; what is not named is the default. The same is in the column `config`. On a "
+        "processor that chooses another precision than a trial was trained in, its digits come with "
+        "`training.precision=bf16` or `fp32` alone; without that it moves as far as with another seed."
+    )
     return [Heading("Making a row again"), Text(note), Code(lines)] if lines else []
 
 

@@ -74,8 +74,8 @@ class Counts(NamedTuple):
 
     seeds: tuple[int, int]
     """Fewest and most trial seeds of an arm on one of its bases."""
-    bases: int
-    """Fewest of an arm."""
+    bases: tuple[int, int]
+    """Fewest and most base pairs of an arm."""
     problems: int
     planned: int
     failed: int
@@ -165,9 +165,10 @@ def counts_of(frame: pd.DataFrame) -> Counts:
     # Where nothing is trained, nothing differs between seeds: such an arm needs no more than one.
     trained = [line for line in lines if line.row["method"] != "none"]
     seeds = [finished for line in trained or lines for finished in line.seeds.values()] or [0]
+    bases = [sum(map(bool, line.seeds.values())) for line in lines] or [0]
     return Counts(
         seeds=(min(seeds), max(seeds)),
-        bases=min((sum(map(bool, line.seeds.values())) for line in lines), default=0),
+        bases=(min(bases), max(bases)),
         problems=min((line.problems for line in lines), default=0),
         planned=len(status),
         failed=sum(value is Status.FAILED for value in status.values()),
@@ -179,7 +180,7 @@ def counts_of(frame: pd.DataFrame) -> Counts:
 
 
 def needed_for_claim(counts: Counts) -> list[tuple[int, int, str]]:
-    """Return what a claim needs as (how many, how many there are, of what).
+    """Return what a claim needs as (how many, how many the arm with the fewest has, of what).
 
     A model that somebody else has pretrained has no pair, and a published set has the problems that it has.
     """
@@ -187,14 +188,14 @@ def needed_for_claim(counts: Counts) -> list[tuple[int, int, str]]:
         return [(CLAIM_SEEDS, counts.seeds[0], "seeds")]
     return [
         (CLAIM_SEEDS, counts.seeds[0], "seeds on each base pair"),
-        (CLAIM_BASES, counts.bases, "base pairs"),
+        (CLAIM_BASES, counts.bases[0], "base pairs"),
         (CLAIM_PROBLEMS, counts.problems, "problems a cell"),
     ]
 
 
 def missing_for_claim(counts: Counts) -> list[str]:
-    """Return what a claim would need more of, e.g. '3 seeds (here 2)'."""
-    missing = [f"{need:,} {what} (here {got:,})" for need, got, what in needed_for_claim(counts) if got < need]
+    """Return what a claim would need more of, e.g. '3 seeds (an arm has 2)'."""
+    missing = [f"{need:,} {what} (an arm has {got:,})" for need, got, what in needed_for_claim(counts) if got < need]
     return missing + [f"{counts.to_come:,} of the {counts.planned:,} trials planned"] * bool(counts.to_come)
 
 
@@ -205,11 +206,9 @@ def is_synthetic(counts: Counts) -> bool:
 
 def caption(counts: Counts, *, first_look: bool) -> str:
     """Return what must stand under every figure: how sure it is, and what it rests on."""
-    fewest, most = counts.seeds
-    seeds = f"{most} seed{'s' * (most != 1)}" if fewest == most else f"{fewest} to {most} seeds"
-    pairs = f"{counts.bases} base pair{'s' * (counts.bases != 1)}, " if is_synthetic(counts) else ""
+    pairs = f"{_range(counts.bases, 'base pair')}, " if is_synthetic(counts) else ""
     parts = [
-        f"{seeds}, {pairs}{counts.problems:,} problems a cell.",
+        f"{_range(counts.seeds, 'seed')}, {pairs}{counts.problems:,} problems a cell.",
         "Intervals: 95 % percentile bootstrap over base, trial seed and problem.",
         f"{counts.failed} of {counts.planned} trials failed"
         + (f", {counts.unfinished} not finished." if counts.unfinished else "."),
@@ -218,6 +217,16 @@ def caption(counts: Counts, *, first_look: bool) -> str:
         parts.append(f"Trials learn from the loss on the solution alone ({', '.join(counts.families)}).")
     notes = [f"{note[0].upper()}{note[1:]}." for note in counts.notes]
     return " ".join((["First look."] if first_look else []) + parts + notes)
+
+
+def _range(ends: tuple[int, int], what: str) -> str:
+    """Return how many there are, from the fewest to the most.
+
+    >>> _range((1, 1), "seed"), _range((0, 3), "seed")
+    ('1 seed', '0 to 3 seeds')
+    """
+    fewest, most = ends
+    return f"{most} {what}{'s' * (most != 1)}" if fewest == most else f"{fewest} to {most} {what}s"
 
 
 def _summary(skill: str, arm: str, rows: Sequence[Row], trials: Sequence[Row]) -> ArmSummary:

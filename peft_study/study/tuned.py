@@ -154,7 +154,8 @@ class TunedRates:
             alarms.append(f"the learning rate was tuned at {budget:,} tokens, not at {tokens:,} ({wanted})")
         cells = {cell for cell in cells if cell.tokens == budget}
         if all(cell.variant != variant for cell in cells):
-            alarms.append(f"the learning rate is that of masked mistakes on the error-free base, not of {wanted}")
+            instead = "that of masked mistakes on the error-free base"
+            alarms.append(f"no learning rate was tuned for {wanted}, so it is {instead}")
             variant = ""
         ranks = sorted(cell.rank for cell in cells if cell.variant == variant)
         low = max((rank for rank in ranks if rank <= wanted.rank), default=ranks[0])

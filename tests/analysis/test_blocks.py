@@ -157,7 +157,7 @@ def test_sets_of_detection_are_described_by_base(made: SimpleNamespace, tmp_path
     publish(SWEEP, tmp_path / "runs", tmp_path / "results")
     text = refill(page("sets"), tmp_path / "results")
     assert table_of(text)[1:] == [["`own`", "0", "1,234", "8 %"]]
-    assert "first go wrong at an `as`: 71 % on base pair 0." in text
+    assert "whose first mistake is at an `as`: 71 % on base pair 0." in text
 
 
 def test_every_number_of_a_comparison_sentence_is_in_its_table(results: Path) -> None:

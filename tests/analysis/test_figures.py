@@ -60,7 +60,7 @@ def test_headline_gap_has_a_curve_a_skill(frame: pd.DataFrame) -> None:
     assert info.gap.curves[0].points[0].interval.value < info.gap.curves[0].points[2].interval.value
     assert info.no_gap == ()
     assert info.ops == {"correction": HEADLINE, "detection": HEADLINE}
-    assert (info.counts.seeds, info.counts.bases, info.counts.problems) == ((1, 2), 1, 128)
+    assert (info.counts.seeds, info.counts.bases, info.counts.problems) == ((1, 2), (1, 1), 128)
     assert (info.counts.planned, info.counts.failed) == (24, 1)
 
 

@@ -65,13 +65,13 @@ def test_a_curve_that_still_rises_is_an_alarm(made: SimpleNamespace) -> None:
 
 
 def test_what_a_claim_lacks_is_named() -> None:
-    counts = Counts((2, 2), 1, 512, 16, 0, 0, 0, ("nano",), ())
+    counts = Counts((2, 2), (1, 1), 512, 16, 0, 0, 0, ("nano",), ())
     assert missing_for_claim(counts) == [
-        "3 seeds on each base pair (here 2)",
-        "2 base pairs (here 1)",
-        "4,096 problems a cell (here 512)",
+        "3 seeds on each base pair (an arm has 2)",
+        "2 base pairs (an arm has 1)",
+        "4,096 problems a cell (an arm has 512)",
     ]
-    enough = counts._replace(seeds=(3, 3), bases=2, problems=4096)
+    enough = counts._replace(seeds=(3, 3), bases=(2, 2), problems=4096)
     assert missing_for_claim(enough) == []
     assert missing_for_claim(enough._replace(to_come=3)) == ["3 of the 16 trials planned"]
     assert "First look" in standing(counts, first_look=True)
@@ -92,8 +92,8 @@ def test_a_claim_needs_its_seeds_on_every_base_that_is_planned(made: SimpleNames
     config = failed.config | {"base": failed.config["base"] | {"seed": 1}}
     elsewhere = replace(failed, config=config, trial=failed.trial.replace("-b0-", "-b1-"))
     counts = counts_of(to_frame(rows_of(made.sweep([*trials, elsewhere]))))
-    assert (counts.seeds, counts.bases, counts.to_come) == ((0, 3), 1, 0)
-    assert missing_for_claim(counts)[:2] == ["3 seeds on each base pair (here 0)", "2 base pairs (here 1)"]
+    assert (counts.seeds, counts.bases, counts.to_come) == ((0, 3), (1, 1), 0)
+    assert missing_for_claim(counts)[:2] == ["3 seeds on each base pair (an arm has 0)", "2 base pairs (an arm has 1)"]
 
 
 def test_provenance_counts_what_differs_between_trials(made: SimpleNamespace) -> None:

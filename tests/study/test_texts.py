@@ -309,7 +309,7 @@ def test_an_arm_of_a_sweep_is_the_same_trial(
     outcome = run_sweep(plan, tmp_path / "runs", workers=0, console=QUIET)
     assert set(outcome.statuses.values()) == {Status.FINISHED}
     page = write_report(plan.sweep.name, tmp_path / "runs").with_suffix(".md").read_text()
-    assert "A claim needs 3 seeds; missing: 3 seeds (here 2)." in page
+    assert "A claim needs 3 seeds; missing: 3 seeds (an arm has 2)." in page
     assert "**Correction** (share of problems solved). References" in page
     assert not any(word in page for word in ("base pair", "retries", "[BACK]", "out of distribution"))
     frame = read_results(results_path(plan.sweep.name, tmp_path / "runs"))

@@ -123,8 +123,8 @@ def test_each_variant_has_its_own_rate(write_rates: Write, tuned_row: Row, varia
     rows = [tuned_row(lr, v, **kind) for lr, v in ((1e-4, 0.1), (3e-4, 0.9), (1e-3, 0.2))]
     config = build_config({"method.name": "full", **keys})
     rates = TunedRates(write_rates(*rows))
-    borrowed = f"that of masked mistakes on the error-free base, not of nano, correction, full, {variant}"
-    assert rates.look_up(config) == (3e-4, (f"the learning rate is {borrowed}",))
+    borrowed = f"tuned for nano, correction, full, {variant}, so it is that of masked mistakes on the error-free base"
+    assert rates.look_up(config) == (3e-4, (f"no learning rate was {borrowed}",))
     own = [tuned_row(lr, v, **kind, **columns) for lr, v in ((1e-5, 0.95), (3e-5, 0.99), (1e-4, 0.2))]
     rates = TunedRates(write_rates(*rows, *own))
     assert rates.look_up(config) == (3e-5, ())
@@ -132,7 +132,7 @@ def test_each_variant_has_its_own_rate(write_rates: Write, tuned_row: Row, varia
     # A rate that was tuned at the right budget is better than one's own at eight times as many tokens.
     own = [row._replace(tokens=2**22) for row in own]
     rates = TunedRates(write_rates(*rows, *own))
-    assert rates.look_up(config) == (3e-4, (f"the learning rate is {borrowed}",))
+    assert rates.look_up(config) == (3e-4, (f"no learning rate was {borrowed}",))
     assert rates.look_up(build_config({"method.name": "full", **keys, "training.tokens": 2**22})) == (3e-5, ())
 
 
