@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
 
 from analysis.figures.headline import Point, Reference, points_of
 from analysis.style import FAINT, INK, MUTED, SKILL_COLOURS, error_bars, look, new_figure, short_count, strip_labels
@@ -123,7 +123,8 @@ def _draw_panel(axes: Axes, panel: TargetPanel) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+    # As many digits as tell the marks apart: detectors lie close together.
+    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.margins(x=0.08, y=0.1)

@@ -11,6 +11,7 @@ import pytest
 from analysis.figures import headline, learning_rate, targets
 from analysis.rows import rows_of
 from analysis.style import SKILL_COLOURS, render, spread
+from analysis.summary import Interval
 from analysis.table import arm_rows, to_frame, to_rows, write_results
 from peft_study.igsm.families import NANO
 from peft_study.study.config import build_config
@@ -101,6 +102,12 @@ def test_targets_has_a_curve_for_each_set_of_matrices(made: SimpleNamespace) -> 
     assert list(info.panels) == ["correction", "detection"]
     found = {curve.targets: [point.text for point in curve.points] for curve in info.panels["correction"].curves}
     assert found == {"all-linear": ["r1", "r16"], "qv": ["r4"]}
+    # Marks that lie close together are told apart by their axis.
+    point = headline.Point("r1", 9, Interval(0.984, 0.979, 0.989))
+    close = targets.TargetPanel((targets.TargetCurve("all-linear", (point,)),), (), HEADLINE)
+    (axes,) = targets.draw(info._replace(panels={"detection": close})).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(set(labels)) == len(labels) > 2
     (point,) = info.panels["correction"].curves[1].points
     assert (point.params, point.interval) == (42_000, pooled(frame, "correction-r4", "accuracy"))
     levels = {reference.text: reference.interval for reference in info.panels["correction"].references}
