@@ -100,14 +100,13 @@ def towers(model: PreTrainedModel) -> dict[str, nn.Module]:
     decoder, at = model.get_decoder(), model.base_model
     if at is model and decoder not in (getattr(model, "language_model", None), getattr(model, "text_model", None)):
         return {}
+    if decoder not in set(at.modules()):
+        return {}
     found: dict[str, nn.Module] = {}
-    while at is not None and at is not decoder:
-        holder = None
-        for name, child in at.named_children():
-            if any(each is decoder for each in child.modules()):
-                holder = child
-            elif child is not model.get_output_embeddings():
-                found[name] = child
+    while at is not decoder:
+        holder = next(child for child in at.children() if decoder in set(child.modules()))
+        others = (holder, model.get_output_embeddings())
+        found |= {name: child for name, child in at.named_children() if child not in others}
         at = holder
     return found
 

@@ -63,11 +63,9 @@ class TrialConfig(BaseModel):
         return Path(self.pretrained.name) if self.pretrained else base_folder(self.base, self.data.family)
 
     @property
-    def measured_split(self) -> str:
-        """Which problems the trial is measured on."""
-        if self.pretrained is None:
-            return self.evaluation.split
-        return (self.testing or NaturalEvaluationConfig()).split
+    def measuring(self) -> EvaluationConfig | NaturalEvaluationConfig:
+        """How the trial is measured, and on which problems."""
+        return self.evaluation if self.pretrained is None else self.testing or NaturalEvaluationConfig()
 
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

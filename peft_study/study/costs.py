@@ -9,7 +9,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig, build_config
 from peft_study.study.plan import Plan
@@ -86,9 +85,7 @@ def expected_seconds(
     kind = (config.skill.name, config.method.name)
     same = [m for m in near if (m.skill, m.method) == kind] or [m for m in near if m.skill == kind[0]] or near
     seconds_per_token = median(m.seconds / m.tokens for m in same) if same else 1 / TOKENS_PER_SECOND
-    testing = config.testing or NaturalEvaluationConfig()
-    problems = testing.n if config.pretrained else config.evaluation.n
-    return tokens * trained * seconds_per_token + evaluated * problems / PROBLEMS_PER_SECOND
+    return tokens * trained * seconds_per_token + evaluated * config.measuring.n / PROBLEMS_PER_SECOND
 
 
 def describe(plan: Plan, runs: Path) -> list[CellCost]:

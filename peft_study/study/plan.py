@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from peft_study.errors import ConfigError
-from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.study.config import (
     TRAINED_METHODS,
     TrialConfig,
@@ -339,23 +338,18 @@ def _check_references(sweep: Sweep, cells: Iterable[str]) -> None:
                 )
 
 
-def _problems_of(config: TrialConfig) -> tuple[int, int, str]:
-    """Return what says which problems a trial is measured on: how many, their seed and split."""
-    measured = config.evaluation if config.pretrained is None else config.testing or NaturalEvaluationConfig()
-    return measured.n, measured.seed, measured.split
-
-
 def _check_same_problems(sweep: Sweep, trials: Sequence[PlannedTrial]) -> None:
     """Raise ConfigError where trials that are compared would be measured on other problems: nothing would be paired."""
     first: dict[str, PlannedTrial] = {}
     for planned in trials:
         config = planned.config
         one = first.setdefault(config.corpus.name if config.corpus else config.data.family, planned)
-        if _problems_of(one.config) != _problems_of(config):
+        asked = [(each.n, each.seed, each.split) for each in (one.config.measuring, config.measuring)]
+        if asked[0] != asked[1]:
             keys = "evaluation" if config.pretrained is None else "testing"
             raise ConfigError(
                 f"sweep {sweep.name}: all arms must be measured on the same problems, but {keys}.n, seed and split are "
-                f"{_problems_of(one.config)} of {one.arm} and {_problems_of(config)} of {planned.arm}; set them for all"
+                f"{asked[0]} of {one.arm} and {asked[1]} of {planned.arm}; set them for all"
             )
 
 
@@ -363,7 +357,7 @@ def _check_halving(sweep: Sweep, arm: Arm, halving: Halving, config: TrialConfig
     """Raise ConfigError where the arm's cells cannot be ranked by their validation loss, or the loss comes too late."""
     if sweep.search is not None:
         raise ConfigError("halving is for a grid, but the sweep has a search; set search.pruner=halving there")
-    if config.measured_split == "test":
+    if config.measuring.split == "test":
         raise ConfigError(
             "halving chooses, and what chooses may not see test problems, but evaluation.split is 'test'; "
             "set evaluation.split=validation"
@@ -389,7 +383,7 @@ def _searched_cell(sweep: Sweep, search: Search, arm: Arm, flat: dict[str, Any])
     if len(seeds) != 1 or len(base_seeds) != 1:
         raise ConfigError(f"a search takes one seed and one base seed, but got {seeds} and {base_seeds}")
     config = build_config(flat, {key: values.low for key, values in search.space.items()})
-    if config.measured_split == "test":
+    if config.measuring.split == "test":
         raise ConfigError(
             "a search may not see test problems, but evaluation.split is 'test'; set evaluation.split=validation"
         )

@@ -271,9 +271,9 @@ def test_rates_that_are_not_set(checkpoint: Callable[[str], Path], problems: Pat
 
 
 def test_a_search_may_not_see_test_problems(checkpoint: Callable[[str], Path], problems: Path) -> None:
-    assert config_of(checkpoint("llama"), problems).measured_split == "validation"
+    assert config_of(checkpoint("llama"), problems).measuring.split == "validation"
     asked = config_of(checkpoint("llama"), problems, **{"testing.split": "test"})
-    assert asked.measured_split == "test"
+    assert asked.measuring.split == "test"
 
 
 def test_two_processes_share_a_trial(checkpoint: Callable[[str], Path], problems: Path, tmp_path: Path) -> None:
