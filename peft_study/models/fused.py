@@ -103,7 +103,7 @@ class Projection(NamedTuple):
         else:
             low = [functional.dropout(x, self.dropout, training) @ down.mT for down in self.downs]
             y = functional.linear(x, self.weight_OI, self.bias_O) + torch.cat(low, dim=-1) @ self.up_RO
-        return y.view(*x_BTI.shape[:-1], -1)
+        return y.view(*x_BTI.shape[:-1], y.shape[-1])
 
 
 def side_by_side(parts: Sequence[Linear]) -> Projection:
@@ -235,10 +235,12 @@ def backbone(
     eps: float,
     attention: Attention,
     training: bool,
+    where_BT: Tensor | None = None,
 ) -> Tensor:
-    """Return the hidden states [B, T, D] that embeddings [B, T, D] become.
+    """Return the hidden states [B, T, D] that embeddings [B, T, D] become, or [N, D] of those that `where_BT` marks.
 
-    `seen` says by window of a layer what its positions see, `turns` are cos and sin of the rotation [T, E].
+    `seen` says by window of a layer what its positions see, `turns` are cos and sin of the rotation [T, E]. No position
+    reads another after the last attention, so what comes then is computed for the marked ones alone.
     """
     # A compiler fuses formulas, and cannot look into a kernel.
     by_kernels = attention == "varlen" and not torch.compiler.is_compiling()
@@ -248,6 +250,8 @@ def backbone(
     for layer, next_norm in zip(layers, [*(layer.attention_norm for layer in layers[1:]), norm], strict=True):
         qkv = layer.qkv(y, training=training).view(shape)
         seeing = do.self_attention(qkv, layer.q_norm, layer.k_norm, seen[layer.window], turns, eps).flatten(2)
+        if where_BT is not None and layer is layers[-1]:
+            x, seeing = x[where_BT], seeing[where_BT]
         x, y = do.add_norm(x, layer.out(seeing, training=training), layer.mlp_norm, eps)
         between = do.gated(layer.gate_up(y, training=training))
         x, y = do.add_norm(x, layer.down(between, training=training), next_norm, eps)

@@ -1,6 +1,7 @@
 """The learner: a base with whatever of it is trained, behind the two outputs that skills need."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +58,7 @@ class Learner(AbstractLearner):
         self.probe: nn.Linear | None = None
         self.attention: Attention = "sdpa"
         """What computes attention."""
-        self._backbone = backbone
+        self._compiled: Callable[..., Tensor] | None = None
         self._kept: dict[str, Tensor] = {}
         """What is not trained, in fp32, while the model computes in another type."""
         model.requires_grad_(method.name == "full")
@@ -88,9 +89,9 @@ class Learner(AbstractLearner):
         first = {window: first_seen(ids_BT, self.end_id, window) for window in {layer.window for layer in layers}}
         x_BTD = functional.embedding(ids_BT, read_table(inner.embed_tokens), config.pad_token_id)
         cos, sin = inner.rotary_emb(x_BTD, torch.arange(length, device=ids_BT.device)[None])
-        # What is only measured is not worth a compilation of its own.
-        run_layers = self._backbone if torch.is_grad_enabled() else backbone
-        hidden_BTD = run_layers(
+        # What is only measured is not worth a compilation of its own; and a compiler wants shapes that stay.
+        compiled = self._compiled if torch.is_grad_enabled() else None
+        hidden = (compiled or backbone)(
             x_BTD,
             layers,
             inner.norm.weight,
@@ -100,8 +101,9 @@ class Learner(AbstractLearner):
             eps=config.rms_norm_eps,
             attention=self.attention,
             training=self.training,
+            where_BT=None if compiled else where_BT,
         )
-        hidden_ND, head_VD = hidden_BTD[where_BT], read_table(self.model.lm_head)
+        hidden_ND, head_VD = hidden[where_BT] if compiled else hidden, read_table(self.model.lm_head)
         if not verdict:
             return functional.linear(hidden_ND, head_VD)
         if self.probe is not None:
@@ -134,7 +136,7 @@ class Learner(AbstractLearner):
         """Compile the layers."""
         # A second kind of adapter in this process would make the shapes of both dynamic, and slow; an eighth, eager.
         torch.compiler.reset()
-        self._backbone = torch.compile(backbone, dynamic=False)
+        self._compiled = torch.compile(backbone, dynamic=False)
 
     def merged(self) -> Qwen3ForCausalLM:
         """Return a plain model with the adapter merged in, for generation; the learner is left as it is."""

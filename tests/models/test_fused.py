@@ -77,6 +77,19 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(
         agree(ours, theirs, 1e-4)
 
 
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("attention", ["varlen", "sdpa"])
+def test_windows_without_a_position_that_has_loss(
+    make_learner: MakeLearner, method: MethodConfig, batches: dict[str, Any], attention: Attention
+) -> None:
+    learner = make_learner(method).train()
+    learner.attention = attention
+    batch = batches["detection"]
+    nothing = batch._replace(where_BT=torch.zeros_like(batch.where_BT), answers_N=batch.answers_N[:0])
+    found = loss_and_gradients(learner, learner, nothing, SkillConfig(name="detection"))
+    assert all(not value.any() for value in found.values())
+
+
 @pytest.mark.parametrize("rank", [1, 8, 32])
 def test_gradients_at_low_and_high_rank(
     make_learner: MakeLearner,
