@@ -207,7 +207,7 @@ def _read_extended(path: Path, below: tuple[str, ...] = ()) -> dict[str, Any]:
 def _keys_at(where: tuple[int | str, ...]) -> list[str]:
     """Return the keys that a sweep file may hold where `where` is not one."""
     if len(where) == 1:
-        return [key for key in Sweep.model_fields if key not in ("name", "overrides")]
+        return [key for key in Sweep.model_fields if key not in FROM_OUTSIDE]
     for key, inside in (("space", Range), ("halving", Halving)):
         if key in where:
             return list(inside.model_fields)
@@ -232,6 +232,11 @@ USUAL_RATES = {"lora": 2e-4, "full": 2e-5, "probe": 1e-3}
 """Rates of pretrained models where none is set: that of QLoRA's 7 to 13 B models (arXiv 2305.14314, appendix B), and a
 tenth of it for full fine-tuning. No search stands behind them."""
 SEED_LISTS = ("seeds", "base_seeds")
+FROM_OUTSIDE = {
+    "name": "a sweep is called as its file is; rename the file",
+    "overrides": "they are given on the command line; write what they say under `trial`",
+}
+"""What a sweep has that is no key of its file, and why."""
 
 
 def read_sweep(name: str, overrides: Iterable[str] = ()) -> Sweep:
@@ -242,6 +247,8 @@ def read_sweep(name: str, overrides: Iterable[str] = ()) -> Sweep:
     """
     path, overrides = find_sweep(name), tuple(overrides)
     tree = _read_extended(path)
+    for key in FROM_OUTSIDE.keys() & tree.keys():
+        raise ConfigError(f"{path}: {key} is no key of a sweep file: {FROM_OUTSIDE[key]}")
     layer = overrides_layer(overrides)
     lists = {key: layer.pop(key) for key in SEED_LISTS if key in layer}
     for key in layer:

@@ -68,11 +68,19 @@ def test_overrides_hold_for_all_trials_and_replace_a_grid_axis(write_sweep: Writ
     assert {(p.config.training.tokens, p.config.seed, p.config.base.seed) for p in plan.trials} == {(64, 3, 1)}
 
 
+def test_a_sweep_is_called_as_its_file(write_sweep: Write) -> None:
+    path = write_sweep()
+    path.write_text(f"name: other\n{path.read_text()}")
+    with pytest.raises(ConfigError, match=r"made_up\.yaml: name is no key of a sweep file: .* rename the file"):
+        read_sweep(str(path))
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
         ({"sead": [0]}, "unknown key 'sead'; the nearest known key is 'seeds'"),
         ({"name": "other", "serch": SEARCH}, "unknown key 'serch'; the nearest known key is 'search'"),
+        ({"overrides": ["seeds=[1]"]}, "overrides is no key of a sweep file: they are given on the command line"),
         ({"arms": {"a": {"gird": {}}}}, "unknown key 'arms.a.gird'; the nearest known key is 'grid'"),
         ({"gap": {"correction": {"lower": "a", "uper": "b"}}}, "gap.correction.upper: Field required"),
         ({"search": {**SEARCH, "trails": 3}}, "unknown key 'search.trails'; the nearest known key is 'trials'"),
