@@ -93,7 +93,7 @@ def comparison_table(found: Sequence[Comparison]) -> Table:
     rows = [
         [
             *(each.first, each.second, each.measure, str(each.trials)),
-            *(f"{value:.3f}" for value in each.values),
+            *(f"{value:.3f}".replace("-", verdict.MINUS) for value in each.values),
             show(each.difference, 3),
             ", ".join(_signed(value) for value in each.by_base),
             "; ".join((each.verdict, *each.notes)),

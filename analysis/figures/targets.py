@@ -127,5 +127,6 @@ def _draw_panel(axes: Axes, panel: TargetPanel) -> None:
     axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.margins(x=0.08, y=0.1)
+    # Room at the right for the last rank, which must not run into the names of the references.
+    axes.margins(x=0.12, y=0.1)
     axes.set_xlabel("trainable parameters (log scale)")
