@@ -125,8 +125,8 @@ class CompiledDecoder(Decoder):
 
     def _pack(self, matrix: Tensor) -> Tensor:
         outputs, inputs = (ctypes.c_long(size) for size in matrix.shape)
-        packed = torch.empty(self.kernel.packed_size(outputs, inputs))
-        self.kernel.pack(address(matrix.contiguous()), outputs, inputs, address(packed))
+        packed, matrix = torch.empty(self.kernel.packed_size(outputs, inputs)), matrix.contiguous()
+        self.kernel.pack(address(matrix), outputs, inputs, address(packed))
         return packed
 
     @contextmanager

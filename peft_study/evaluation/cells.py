@@ -78,7 +78,7 @@ class Evaluator:
         self.data = data
         self.family = family_named(data.family)
         self.mistakes_rate = mistakes_rate
-        """Rate of the mistakes in the `injected` set, whatever the training data has."""
+        """Rate of the mistakes in the `injected` set; arms whose rates differ are measured on other mistakes."""
         self.headline = op or self.family.headline_op
         """Operations of the problems that detection, and correction out of distribution, are measured on."""
         known = "id" if self.headline <= self.family.op_max else "ood"

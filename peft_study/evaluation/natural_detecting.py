@@ -122,10 +122,10 @@ def detection(
         [half[i] for i in chosen(len(half), evaluation, name)]
         for half, name in ((halves[False], "detection"), (halves[True], "threshold"))
     )
-    number = {document.id: i for i, document in enumerate(measured)}
     sets = {"injected": document_points(measured, range(len(measured)), encoder)}
     if baseline is not None and corpus.grader in FORMS:
-        mine = [solution for solution in baseline if solution.problem.id in number]
+        mine = [solution for solution in baseline if not is_for_threshold(solution.problem.id)]
+        number = {solution.problem.id: i for i, solution in enumerate(mine)}
         own = own_documents(mine, FORMS[corpus.grader], encoder.takes)
         sets["own"] = document_points(own.documents, [number[document.id] for document in own.documents], encoder)
         if own.wrong:

@@ -11,6 +11,10 @@ from peft_study.igsm.text import BACK
 
 Reference = tuple[str, str]
 
+OPERATORS = ("+", "-", "*")
+LONGEST_NUMBER = 18
+"""Digits of a number that is read as one: a model may write thousands, more than Python takes for an integer."""
+
 
 class ParseError(Exception):
     """The text is outside the grammar; a caller turns it into an outcome."""
@@ -108,14 +112,14 @@ def _terms(text: str) -> tuple[tuple[str, ...], str]:
     parts = text.split(" ")
     if len(parts) == 1:
         return (parts[0],), ""
-    if len(parts) != 3 or parts[1] not in "+-*":
+    if len(parts) != 3 or parts[1] not in OPERATORS:
         raise ParseError(f"not a calculation: {text!r}")
     return (parts[0], parts[2]), parts[1]
 
 
 def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise ParseError(f"not a number: {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER):
+        raise ParseError(f"not a number: {text[:40]!r}")
     return int(text)
 
 

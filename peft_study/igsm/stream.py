@@ -4,6 +4,7 @@ Document `i` of a seed has the same problem whatever its mistakes are, and does 
 before it, so a stream resumes from an index and two skills read the same sequences.
 """
 
+import threading
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import NamedTuple
@@ -130,8 +131,13 @@ class Writer:
 
 
 @lru_cache(maxsize=64)
-def _writer(settings: StreamSettings) -> Writer:
+def _writer_of(settings: StreamSettings, thread: int) -> Writer:  # noqa: ARG001 - a key: threads share none
     return Writer(settings)
+
+
+def _writer(settings: StreamSettings) -> Writer:
+    """Return this thread's writer of `settings`: another thread would write over what has not been read yet."""
+    return _writer_of(settings, threading.get_ident())
 
 
 def _asked_again(settings: StreamSettings, index: int) -> Document:
@@ -179,7 +185,7 @@ def document_tokens(settings: StreamSettings, document: Document) -> Tokens:
 
 
 def written(settings: StreamSettings, index: int) -> Tokens:
-    """Return document `index` as compiled code writes it: views that are good until the next call."""
+    """Return document `index` as compiled code writes it: views that are good until this thread's next call."""
     writer = _writer(settings)
     length, _, _ = writer.write(index)
     return Tokens(writer.ids[:length], writer.kinds[:length])

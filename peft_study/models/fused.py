@@ -108,7 +108,9 @@ class Projection(NamedTuple):
 
 def side_by_side(parts: Sequence[Linear]) -> Projection:
     """Return `parts` as one projection."""
-    bias = None if parts[0].bias_O is None else torch.cat([part.bias_O for part in parts if part.bias_O is not None])
+    biases = [part.bias_O for part in parts if part.bias_O is not None]
+    assert len(biases) in (0, len(parts)), "parts that stand side by side have all a bias or none"
+    bias = torch.cat(biases) if biases else None
     outputs, before = sum(len(part.weight_OI) for part in parts), 0
     downs: list[Tensor] = []
     ups: list[Tensor] = []
@@ -168,7 +170,7 @@ def read_layers(model: Qwen3ForCausalLM, read: Callable[[nn.Module], Linear] = r
 def attend(q_BTHE: Tensor, k_BTHE: Tensor, v_BTHE: Tensor, seen: Tensor, attention: Attention) -> Tensor:
     """Return [B, T, H, E]; `seen` is the first position seen [B, T] for the kernel, else a mask [B, 1, T, T].
 
-    The kernel computes in fp32 whatever it is given.
+    The kernel computes in fp32 whatever it is given, but for its weights in the tiles of AMX.
     """
     q, k, v = q_BTHE.transpose(1, 2), k_BTHE.transpose(1, 2), v_BTHE.transpose(1, 2)
     if attention == "varlen":

@@ -41,6 +41,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, update: Tensor | None, weight: Tensor, eps: float) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         assert weight.dtype is x.dtype
+        assert update is None or (update.dtype, update.shape) == (x.dtype, x.shape)
         assert x.shape[-1] % 16 == 0
         x, weight, update = x.contiguous(), weight.contiguous(), None if update is None else update.contiguous()
         total, output = None if update is None else torch.empty_like(x), torch.empty_like(x)

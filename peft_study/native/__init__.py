@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from peft_study.errors import KernelError
-from peft_study.files import cache_folder
+from peft_study.files import beside, cache_folder
 
 _HERE = Path(__file__).parent
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared", "-pthread"]
@@ -45,7 +45,7 @@ def library(name: str, **constants: int) -> ctypes.CDLL:
     try:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_suffix(f".{os.getpid()}.new")
+            new = beside(path)
             subprocess.run([*command, "-o", str(new)], check=True, capture_output=True, text=True)
             new.replace(path)
         return ctypes.CDLL(str(path))

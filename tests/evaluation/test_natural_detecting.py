@@ -82,6 +82,9 @@ def test_own_solutions_are_judged_by_hand(make_scripted: Callable[..., Any], let
     assert found.arrays["detect_own_0_problem"].tolist() == [0, 1, 1, 2]
     assert found.arrays["detect_own_0_label"].tolist() == [1, 0, 0, 1]
     assert "detect_auroc" in table(found, "injected")
+    # What `injected` is measured on is a sample of its own, which has no say in `own`.
+    fewer = detection(make_scripted({}), corpus_of([*THRESHOLD, MEASURED[0]]), letters, TESTING, baseline=OWN)
+    assert table(fewer, "own")["detect_auroc"] == own["detect_auroc"]
     programs = detection(make_scripted({}), corpus._replace(grader="humaneval"), letters, TESTING, baseline=OWN)
     assert table(programs, "own") == {}
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from random import Random
 
@@ -213,3 +214,20 @@ def test_first_documents_may_be_of_another_law() -> None:
 def test_mean_length_is_of_the_first_documents() -> None:
     lengths = [len(written(settings(), index).ids) for index in range(50)]
     assert mean_length(settings(), 50) == pytest.approx(np.mean(lengths))
+
+
+def test_threads_that_read_the_same_stream_read_it_whole() -> None:
+    alone = WindowStream(settings()).read(64)
+    start, found = threading.Barrier(3), list[bool]()
+
+    def read() -> None:
+        stream = WindowStream(settings())
+        start.wait()
+        found.append(np.array_equal(stream.read(64).ids, alone.ids))
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert found == [True] * 3

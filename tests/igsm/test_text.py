@@ -126,6 +126,13 @@ def test_kinds_count_what_they_name(make_document: MakeDocument, op: int, rate: 
     assert kinds.count(Kind.FINAL) == 1
 
 
+@pytest.mark.parametrize("hint", ["a +- c = 2 +- 2", "a -* c = 2 -* 2", "a  c = 2  2", f"a + c = 2 + {'2' * 5_000}"])
+def test_what_is_no_operator_and_no_number_is_a_parse_error(hint: str) -> None:
+    parse_step("Define Grimtower's Cellar as e; so e = a + c = 2 + 2 = 4")
+    with pytest.raises(ParseError, match=r"not a (calculation|number): '.{0,60}'$"):
+        parse_step(f"Define Grimtower's Cellar as e; so e = {hint} = 4")
+
+
 @pytest.mark.parametrize(
     "text",
     [

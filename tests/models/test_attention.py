@@ -1,6 +1,7 @@
 """The attention kernel against masked-dense attention: the same outputs and gradients."""
 
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +182,17 @@ def test_the_kernel_is_compiled_once_and_kept(tmp_path: Path) -> None:
     library.cache_clear()
     require_kernel(16)
     assert [path.stat().st_mtime_ns for path in kept.parent.iterdir()] == [written]
+
+
+@pytest.mark.usefixtures("kernel", "_fresh")
+def test_threads_that_compile_a_kernel_at_once_all_get_it() -> None:
+    found: list[int] = []
+    starting = [threading.Thread(target=lambda: found.append(library("layers").rows_of_a_part())) for _ in range(3)]
+    for thread in starting:
+        thread.start()
+    for thread in starting:
+        thread.join()
+    assert len(found) == 3
 
 
 def _fake_compiler(folder: Path) -> Path:
