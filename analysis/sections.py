@@ -93,7 +93,7 @@ def comparison_table(found: Sequence[Comparison]) -> Table:
     rows = [
         [
             *(each.first, each.second, each.measure, str(each.trials)),
-            *(f"{value:.3f}".replace("-", verdict.MINUS) for value in each.values),
+            *(verdict.fixed(value, 3) for value in each.values),
             show(each.difference, 3),
             ", ".join(_signed(value) for value in each.by_base),
             "; ".join((each.verdict, *each.notes)),
@@ -136,7 +136,7 @@ def trial_values(frame: pd.DataFrame, skill: str) -> dict[tuple[str, int | None]
 
 def mean_of(values: Sequence[float] | None, digits: int) -> str:
     """Return the mean of `values` as text, '' where there are none."""
-    return f"{fmean(values):.{digits}f}".replace("-", verdict.MINUS) if values else ""
+    return verdict.fixed(fmean(values), digits) if values else ""
 
 
 def departure_counts(record: SweepRecord) -> dict[str, dict[str, dict[str, int]]]:
@@ -208,7 +208,7 @@ def paper_tables(lines: Sequence[ArmSummary]) -> list[Element]:
             cells = ["", ""]
             if line.paper is not None:
                 cells = [f"{share:.1f} %" for share in (line.paper.in_distribution, line.paper.out_of_distribution)]
-            gap = "" if line.paper_gap is None else f"{line.paper_gap:.2f}".replace("-", verdict.MINUS)
+            gap = "" if line.paper_gap is None else verdict.fixed(line.paper_gap, 2)
             rows.append([line.text, *cells, gap, show(line.ours, 3), show(line.our_gap, 2)])
         if len(masks) > 1:
             elements.append(Text("Without loss on mistakes:" if mask else "With loss on mistakes:"))

@@ -36,8 +36,17 @@ def show(interval: Interval | None, digits: int) -> str:
     """
     if interval is None:
         return ""
-    value, low, high = (f"{number:.{digits}f}".replace("-", MINUS) for number in interval)
+    value, low, high = (fixed(number, digits) for number in interval)
     return f"{value} [{low}, {high}]"
+
+
+def fixed(value: float, digits: int) -> str:
+    """Return a value with as many digits.
+
+    >>> fixed(-0.312, 2)
+    '−0.31'
+    """
+    return f"{value:.{digits}f}".replace("-", MINUS)
 
 
 def signed(value: float, digits: int) -> str:

@@ -1,8 +1,8 @@
 """What a layer does between its matrix products, by kernels: native/layers.cpp, native/heads.h, native/attention.cpp.
 
-Each is one pass forward and one backward over dense fp32 or bf16 tensors on a CPU, computed in fp32; what a backward
-pass can compute again from its inputs is not kept. Sums over rows are made of parts of a fixed size, so results do not
-depend on the number of threads.
+Each is one pass forward and one backward over dense fp32 or bf16 tensors on a CPU, computed in fp32, but for the
+weights of bf16 attention in the tiles of AMX; what a backward pass can compute again from its inputs is not kept. Sums
+over rows are made of parts of a fixed size, so results do not depend on the number of threads.
 
 Shapes: B windows, T tokens, D model width, H heads, E head width, I inner width.
 """
