@@ -2,8 +2,8 @@
 
 The arithmetic is that of `transformers`' Qwen3 under peft's layers, which stay the form that parameters live and are
 saved in (a test compares logits and gradients); what is saved is work. Queries, keys and values are one product, gate
-and up another. In fp32 a low-rank update is added to its matrix before the product, so that an adapter costs no
-further pass over the activations forward, and only products of its rank backward.
+and up another. A low-rank update is added to its matrix before the product, in half precision where its rank is high
+alone, so that an adapter costs no further pass over the activations forward, and only products of its rank backward.
 
 Shapes: B windows, T tokens, D model width, H heads, E head width, I inputs and O outputs of a matrix, R rank,
 N positions, K slots.
@@ -71,6 +71,17 @@ class _Beside(torch.autograd.Function):
         return before, None, None, low_slope.mT @ both[:, :inputs], both[:, inputs:].mT @ slope
 
 
+def _merges(dtype: torch.dtype, rank: int, weight_OI: Tensor) -> bool:
+    """Whether an update of `rank` is added to its matrix.
+
+    In half precision a small update would be lost in the last bit of the matrix, so there it stays beside it, unless
+    that makes more products a token: 2 I O + 3 R (I + O) against the 3 I O of full fine-tuning, whose precision it has
+    then. Updates of so high a rank are not small after their first step (LOG.md).
+    """
+    outputs, inputs = weight_OI.shape
+    return dtype is torch.float32 or 3 * rank * (inputs + outputs) > inputs * outputs
+
+
 def _add(x: Tensor, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
@@ -96,9 +107,9 @@ class Projection(NamedTuple):
             return functional.linear(x_BTI, self.weight_OI, self.bias_O)
         inputs = x_BTI.shape[-1]
         x = x_BTI.reshape(-1, inputs) if self.up_RO.ndim == 2 else x_BTI.reshape(len(self.up_RO), -1, inputs)
-        if not (training and self.dropout) and (x.dtype is torch.float32 or x.ndim == 2):
-            # A small update would be lost in the last bit of a half-precision matrix, so there it stays beside it.
-            apply: Any = _Merged.apply if x.dtype is torch.float32 else _Beside.apply
+        merges = _merges(x.dtype, self.up_RO.shape[-2], self.weight_OI)
+        if not (training and self.dropout) and (merges or x.ndim == 2):
+            apply: Any = _Merged.apply if merges else _Beside.apply
             y = apply(x, self.weight_OI, self.bias_O, torch.cat(self.downs, dim=-2), self.up_RO)
         else:
             low = [functional.dropout(x, self.dropout, training) @ down.mT for down in self.downs]

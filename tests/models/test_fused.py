@@ -116,13 +116,38 @@ def test_half_precision_keeps_the_update_apart(
     half = loss_and_gradients(learner, learner, batches["correction"], skill)
     assert half["loss"] == pytest.approx(float(exact["loss"]), rel=0.02)
     # Base and inputs cancel; the update is less than half the last bit of the weights and would vanish in them.
-    weight, down, up = torch.ones(1, 4), torch.tensor([[1.0, 0.0, 1.0, 0.0]]), torch.full((1, 1), 0.002)
+    weight, down, up = torch.ones(8, 8), torch.tensor([[1.0, 0.0] * 4]), torch.full((8, 1), 0.002)
     assert torch.equal((weight + up @ down).bfloat16(), weight.bfloat16())
     parts = [each.bfloat16() for each in (weight, down, up)]
-    x = torch.tensor([[1.0, -1.0, 1.0, -1.0]]).bfloat16()
-    assert float(Projection(parts[0], None, (parts[1],), parts[2].T, 0.0)(x, training=True)) == pytest.approx(
-        4e-3, 0.01
-    )
+    x = torch.tensor([[1.0, -1.0] * 4]).bfloat16()
+    found = Projection(parts[0], None, (parts[1],), parts[2].T, 0.0)(x, training=True)
+    assert found.flatten().tolist() == pytest.approx([8e-3] * 8, 0.01)
+
+
+def test_half_precision_merges_what_costs_more_beside(
+    make_learner: MakeLearner,
+    take_steps: TakeSteps,
+    batches: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not fused._merges(torch.bfloat16, 21, torch.empty(128, 128))
+    assert fused._merges(torch.bfloat16, 22, torch.empty(128, 128))
+    assert fused._merges(torch.float32, 1, torch.empty(128, 128))
+    learner, skill = make_learner(MethodConfig(name="lora", rank=32)), SkillConfig(name="correction")
+    take_steps(learner, skill, steps=2)
+    exact = loss_and_gradients(learner, learner, batches["correction"], skill)
+    learner.bfloat16()
+    merged = loss_and_gradients(learner, learner, batches["correction"], skill)
+    monkeypatch.setattr(fused, "_merges", lambda *_: False)
+    beside = loss_and_gradients(learner, learner, batches["correction"], skill)
+    assert any(not torch.equal(merged[name], beside[name]) for name in exact), "both were computed in one way"
+
+    def error(found: dict[str, Tensor]) -> float:
+        return sum(float((found[name].float() - exact[name]).norm()) for name in exact if name != "loss")
+
+    size = sum(float(exact[name].norm()) for name in exact if name != "loss")
+    assert error(merged) < 0.05 * size
+    assert error(merged) < 1.5 * error(beside)
 
 
 @pytest.mark.parametrize("name", ["_Merged", "_Beside"])
