@@ -7,7 +7,6 @@ A trial or arm without numbers is one row whose `metric` is empty.
 import csv
 import io
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from peft_study.errors import DataError
+from peft_study.files import replacing
 from peft_study.records import COLUMNS, METRICS, Status
 
 INTEGERS = frozenset(
@@ -104,12 +104,8 @@ def write_if_changed(path: Path, content: bytes) -> bool:
     if path.is_file() and path.read_bytes() == content:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as new:
+        new.write_bytes(content)
     return True
 
 

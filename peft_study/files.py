@@ -15,14 +15,24 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.new")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path`: a kill at any moment leaves the old file or the new one."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to; what is written there takes the place of `path` if nothing is raised.
+
+    A kill at any moment leaves the old file or the new one.
+    """
     new = beside(path)
     try:
-        new.write_text(text)
-        os.replace(new, path)
+        yield new
+        new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with replacing(path) as new:
+        new.write_text(text)
 
 
 def whole_lines(path: Path) -> list[bytes]:

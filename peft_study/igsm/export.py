@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, List, Value
 
+from peft_study.files import replacing
 from peft_study.igsm.records import records
 from peft_study.igsm.settings import StreamSettings
 from peft_study.igsm.shards import ShardStream
@@ -76,15 +77,12 @@ def documents(settings: StreamSettings, count: int) -> Dataset:
 
 def write_jsonl(settings: StreamSettings, count: int, path: Path) -> None:
     """Write `count` documents as JSON lines."""
-    new = path.with_name(f".{path.name}.new")
-    with new.open("w", encoding="utf-8") as file:
+    with replacing(path) as new, new.open("w", encoding="utf-8") as file:
         for record in records(settings, count):
             file.write(json.dumps(record) + "\n")
-    new.replace(path)
 
 
 def write_parquet(settings: StreamSettings, count: int, path: Path) -> None:
     """Write `count` documents as a Parquet file."""
-    new = path.with_name(f".{path.name}.new")
-    documents(settings, count).to_parquet(str(new))
-    new.replace(path)
+    with replacing(path) as new:
+        documents(settings, count).to_parquet(str(new))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from peft_study.errors import KernelError
-from peft_study.files import beside, cache_folder
+from peft_study.files import cache_folder, replacing
 
 _HERE = Path(__file__).parent
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-std=c++17", "-fPIC", "-shared", "-pthread"]
@@ -45,9 +45,8 @@ def library(name: str, **constants: int) -> ctypes.CDLL:
     try:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = beside(path)
-            subprocess.run([*command, "-o", str(new)], check=True, capture_output=True, text=True)
-            new.replace(path)
+            with replacing(path) as new:
+                subprocess.run([*command, "-o", str(new)], check=True, capture_output=True, text=True)
         return ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
         first = next((line for line in error.stderr.splitlines() if "error" in line), "no message")

@@ -132,9 +132,21 @@ def test_length_limit_counts_prompt_and_output(model: Qwen3ForCausalLM) -> None:
 
 def test_a_cache_that_grows_changes_nothing(model: Qwen3ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = prompts([4, 9, 6])
-    whole = generate(model, asked, end_id=-1, max_length=LIMIT)
     monkeypatch.setattr(decoder_module, "_ROOM", 3)
-    assert generate(model, asked, end_id=-1, max_length=LIMIT) == whole
+    outputs = generate(model, asked, end_id=END, max_length=LIMIT)
+    assert outputs == [by_transformers(model, prompt, END) for prompt in asked]
+    assert max(map(len, outputs)) > 30, "rows end before the cache has grown, by room or by pages, several times"
+
+
+def test_weights_may_lie_anywhere(model: Qwen3ForCausalLM) -> None:
+    spread = copy.deepcopy(model)
+    for parameter in spread.parameters():
+        if parameter.ndim == 2:
+            parameter.data = parameter.data.T.contiguous().T
+    assert not spread.lm_head.weight.is_contiguous()
+    asked = prompts(LENGTHS)
+    expected = generate(model, asked, end_id=END, max_length=LIMIT)
+    assert generate(spread, asked, end_id=END, max_length=LIMIT) == expected
 
 
 def test_choice_is_an_argument(model: Qwen3ForCausalLM) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from peft_study.igsm.families import NANO
 from peft_study.igsm.problem import Parameter, Problem
-from peft_study.igsm.solution import apply, state_after
+from peft_study.igsm.solution import apply, state_after, values_after
 from peft_study.igsm.stream import Document
 from peft_study.igsm.text import join, problem_words
 from peft_study.igsm.verify import Verifier
@@ -74,6 +74,21 @@ def test_state_labels_are_what_the_text_says(make_document: MakeDocument, op: in
         can_next = {p for p in problem.parents if verifier.computable(problem.names(p))}
         assert can_next == state.can_next
         verifier.known[problem.names(problem.order[num_steps])] = 0
+
+
+@given(**asked)
+def test_labels_of_what_is_needed_and_of_values(make_document: MakeDocument, op: int, seed: int) -> None:
+    document = make_document(op, seed=seed)
+    problem, solution = document.problem, document.solution
+    assert values_after(solution, 0) == {}
+    for num_steps in range(len(problem.order)):
+        state = state_after(problem, num_steps)
+        needed = {p for p in problem.order[num_steps:] if set(problem.parents[p]) <= state.known}
+        assert state.necessary_next == needed
+        values = values_after(solution, num_steps + 1)
+        assert values.keys() == {*state.known, problem.order[num_steps]}
+        assert values[problem.order[num_steps]] == solution.steps[num_steps].calculations[-1].result
+    assert values_after(solution, len(problem.order))[problem.order[-1]] == solution.answer
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,13 @@ def test_what_is_not_finite_is_not_hidden(name: str, value: float) -> None:
         assert any(not torch.isfinite(each).all() for each in found)
 
 
+def test_an_update_of_another_shape_or_type_is_not_read() -> None:
+    x, weight = torch.randn(4, 48), torch.ones(48)
+    for update in (torch.randn(2, 48), torch.randn(4, 48).bfloat16()):
+        with pytest.raises(AssertionError):
+            kernels.add_norm(x, update, weight, EPS)
+
+
 @pytest.fixture
 def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
