@@ -248,12 +248,12 @@ def backbone(
     eps: float,
     attention: Attention,
     training: bool,
-    where_BT: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
-    """Return the hidden states [B, T, D] that embeddings [B, T, D] become, or [N, D] of those that `where_BT` marks.
+    """Return the hidden states [B, T, D] that embeddings [B, T, D] become, or [P, D] of P `places` in B times T.
 
     `seen` says by window of a layer what its positions see, `turns` are cos and sin of the rotation [T, E]. No position
-    reads another after the last attention, so what comes then is computed for the marked ones alone.
+    reads another after the last attention, so what comes then is computed for those places alone.
     """
     # A compiler fuses formulas, and cannot look into a kernel.
     by_kernels = attention == "varlen" and not torch.compiler.is_compiling()
@@ -263,12 +263,25 @@ def backbone(
     for layer, next_norm in zip(layers, [*(layer.attention_norm for layer in layers[1:]), norm], strict=True):
         qkv = layer.qkv(y, training=training).view(shape)
         seeing = do.self_attention(qkv, layer.q_norm, layer.k_norm, seen[layer.window], turns, eps).flatten(2)
-        if where_BT is not None and layer is layers[-1]:
-            x, seeing = x[where_BT], seeing[where_BT]
+        if places is not None and layer is layers[-1]:
+            x, seeing = x.flatten(0, 1)[places], seeing.flatten(0, 1)[places]
         x, y = do.add_norm(x, layer.out(seeing, training=training), layer.mlp_norm, eps)
         between = do.gated(layer.gate_up(y, training=training))
         x, y = do.add_norm(x, layer.down(between, training=training), next_norm, eps)
     return y
+
+
+_WHOLE = 64
+
+
+def marked_places(where_BT: Tensor) -> tuple[Tensor, int]:
+    """Return where `where_BT` marks positions of B times T, the first of all behind them to a multiple of 64; and N.
+
+    What multiplies matrices is made anew for every number of rows, which takes a CPU as long as many a product; and
+    hardly two steps have loss at as many positions.
+    """
+    places_N = where_BT.flatten().nonzero()[:, 0]
+    return functional.pad(places_N, (0, -len(places_N) % _WHOLE)), len(places_N)
 
 
 def seen_by(first_BT: dict[int, Tensor], attention: Attention, dtype: torch.dtype) -> dict[int, Tensor]:

@@ -17,7 +17,7 @@ from peft_study.models.adapters import PeftModel, attach, embedding_adapter, loa
 from peft_study.models.attention import first_seen
 from peft_study.models.base import load_model, load_tensors
 from peft_study.models.config import MethodConfig
-from peft_study.models.fused import Attention, backbone, read_layers, seen_by
+from peft_study.models.fused import Attention, backbone, marked_places, read_layers, seen_by
 
 PROBE_FILE = "probe.safetensors"
 
@@ -91,6 +91,7 @@ class Learner(AbstractLearner):
         cos, sin = inner.rotary_emb(x_BTD, torch.arange(length, device=ids_BT.device)[None])
         # What is only measured is not worth a compilation of its own; and a compiler wants shapes that stay.
         compiled = self._compiled if torch.is_grad_enabled() else None
+        places, count = marked_places(where_BT)
         hidden = (compiled or backbone)(
             x_BTD,
             layers,
@@ -101,14 +102,14 @@ class Learner(AbstractLearner):
             eps=config.rms_norm_eps,
             attention=self.attention,
             training=self.training,
-            where_BT=None if compiled else where_BT,
+            places=None if compiled else places,
         )
-        hidden_ND, head_VD = hidden[where_BT] if compiled else hidden, read_table(self.model.lm_head)
-        if not verdict:
-            return functional.linear(hidden_ND, head_VD)
-        if self.probe is not None:
-            return self.probe(hidden_ND)
-        return functional.linear(hidden_ND, head_VD[self.verdict_ids])
+        hidden, head_VD = hidden.flatten(0, 1)[places] if compiled else hidden, read_table(self.model.lm_head)
+        if self.probe is not None and verdict:
+            logits = self.probe(hidden)
+        else:
+            logits = functional.linear(hidden, head_VD[self.verdict_ids] if verdict else head_VD)
+        return logits[:count]
 
     def place(self, device: torch.device) -> None:
         """Move to `device`."""

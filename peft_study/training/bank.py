@@ -23,7 +23,7 @@ from peft_study.errors import ConfigError
 from peft_study.models.adapters import Linear, Role, place_of, scale_of
 from peft_study.models.attention import first_seen
 from peft_study.models.config import MethodConfig
-from peft_study.models.fused import Attention, backbone, read_layers, seen_by
+from peft_study.models.fused import Attention, backbone, marked_places, read_layers, seen_by
 from peft_study.models.learner import Learner
 from peft_study.telling import Point
 from peft_study.training.batches import Batch, StreamTask, loss_of, validation_loss
@@ -186,7 +186,8 @@ class Bank:
         head_KVD, parts = self._tables(HEAD, self.model.lm_head.weight), hidden_BTD.split(count)
         for batch, hidden_BTD, head_VD in zip(batches, parts, head_KVD, strict=True):
             rows = head_VD[learner.verdict_ids] if batch.verdict else head_VD
-            losses.append(loss_of(functional.linear(hidden_BTD[batch.where_BT], rows), batch))
+            places, marked = marked_places(batch.where_BT)
+            losses.append(loss_of(functional.linear(hidden_BTD.flatten(0, 1)[places], rows)[:marked], batch))
         return losses
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from peft_study.models import fused
 from peft_study.models.adapters import read_linear
 from peft_study.models.attention import first_seen
 from peft_study.models.config import MethodConfig
-from peft_study.models.fused import Attention, Projection, seen_by, side_by_side
+from peft_study.models.fused import Attention, Projection, marked_places, seen_by, side_by_side
 from peft_study.models.learner import Learner
 from peft_study.skills.config import SkillConfig
 from peft_study.training.batches import batch_loss
@@ -88,6 +88,18 @@ def test_windows_without_a_position_that_has_loss(
     nothing = batch._replace(where_BT=torch.zeros_like(batch.where_BT), answers_N=batch.answers_N[:0])
     found = loss_and_gradients(learner, learner, nothing, SkillConfig(name="detection"))
     assert all(not value.any() for value in found.values())
+
+
+@pytest.mark.parametrize(("marked", "places"), [(0, 0), (1, 64), (64, 64), (65, 128)])
+def test_marked_places_are_a_multiple_of_64(marked: int, places: int) -> None:
+    """A product is made anew for every number of rows; only the marked ones are kept of what comes out."""
+    where = torch.zeros(2, 70, dtype=torch.bool)
+    where[1, : min(marked, 64)] = True
+    where[0, 69] = marked == 65
+    found, count = marked_places(where)
+    assert len(found) == places
+    assert count == int(where.sum())
+    assert found[:count].tolist() == where.flatten().nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize("rank", [1, 8, 32])
