@@ -75,8 +75,8 @@ def _merges(dtype: torch.dtype, rank: int, weight_OI: Tensor) -> bool:
     """Whether an update of `rank` is added to its matrix.
 
     In half precision a small update would be lost in the last bit of the matrix, so there it stays beside it, unless
-    that makes more products a token: 2 I O + 3 R (I + O) against the 3 I O of full fine-tuning, whose precision it has
-    then. Updates of so high a rank are not small after their first step (LOG.md).
+    that makes more products a token: 2 I O + 3 R (I + O) against the 3 I O of full fine-tuning. What is lost then is
+    most of it in the first steps and a few hundredths later, at the rates of the study (LOG.md).
     """
     outputs, inputs = weight_OI.shape
     return dtype is torch.float32 or 3 * rank * (inputs + outputs) > inputs * outputs
