@@ -5,7 +5,8 @@ token may reach over the end of a segment, as `.\n` does in many tokenizers, so:
 
 - a token has loss only if all of its characters are learned: none of a prompt's, none of a masked mistake's;
 - a verdict stands at the last token of its segment that would be there whatever followed: the tokens up to it are
-  those of a text that ends with the segment. Where the segment has no such token, there is none.
+  those of a text that ends with the segment, and of one that goes on in a new line. So it stands before the dot of all
+  steps or of none, also of the last. Where the segment has no such token, there is none.
 
 Without a chat template a document is its turns one after another, with the tokenizer's own beginning and an end mark
 behind everything the assistant says. With one, it is what the template makes of it: what has loss is from the end of
@@ -31,6 +32,7 @@ MASKED: tuple[SegmentKind, ...] = ("mistake", "detour")
 """What has no loss where mistakes are masked."""
 _MARK = "\ue000\ue001\ue000"
 """Stands for what someone says, to see where a template puts it."""
+_MARKED = {"role": "assistant", "content": _MARK}
 
 
 class Encoded(NamedTuple):
@@ -90,6 +92,8 @@ class Encoder:
         self.corpus = corpus
         self.masked = MASKED if skill.mask else ()
         self.templated = bool(corpus.chat_template and tokenizer.chat_template)
+        self.swallowing = [i for i, token in tokenizer.added_tokens_decoder.items() if token.rstrip]
+        """Tokens that have the white space behind them, as marks of Phi 3."""
 
     def encode(self, document: Document) -> Encoded:
         """Return a document's tokens, up to the end of a window; DataError where the template will not have it."""
@@ -118,7 +122,8 @@ class Encoder:
         before = list(takewhile(lambda turn: turn.role != "assistant", document.turns))
         if self._is_chat(document):
             messages = [{"role": turn.role, "content": _content(turn)[0]} for turn in before]
-            return self._tokens(self._rendered(document, messages, prompt=True), special=False)[0].tolist()
+            written = self._rendered(document, [*messages, _MARKED]).partition(_MARK)[0]
+            return self._tokens(self._opening(document, messages, written), special=False)[0].tolist()
         return self._tokens("".join(turn.text for turn in before), special=True)[0].tolist()
 
     def _encode(self, document: Document) -> tuple[Encoded, bool]:
@@ -169,15 +174,18 @@ class Encoder:
         # Some tokenizers do not count the spaces that a token begins with; of spaces alone, nothing is left.
         before = np.concatenate([[0], ends])[:count]
         starts = np.where((starts == ends) & ~added[:count], np.minimum(before, starts), starts)
+        for i in np.flatnonzero(np.isin(ids, self.swallowing)):
+            ends[i] = starts[i] + len(text[starts[i] : ends[i]].rstrip())
         return ids, starts, ends
 
     def _lasts(self, text: str, ids: NDArray[np.int32], places: list[int], *, special: bool) -> list[int]:
         """Return for each place in a text the last token that does not depend on what follows it; -1 for none."""
         if not places:
             return []
-        texts = [text[:place] for place in places]
+        texts = [text[:place] + more for place in places for more in ("", "\n")]
         alone = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
-        return [_common(ids, np.array(tokens, np.int32)) - 1 for tokens in alone["input_ids"]]
+        common = [_common(ids, np.array(tokens, np.int32)) for tokens in alone["input_ids"]]
+        return [min(pair) - 1 for pair in zip(common[::2], common[1::2], strict=True)]
 
     # ---- a document as one text
 
@@ -209,8 +217,7 @@ class Encoder:
         for i, (turn, (said, lead)) in enumerate(zip(turns, contents, strict=True)):
             if turn.role != "assistant":
                 continue
-            marked = {"role": "assistant", "content": _MARK}
-            before, _, behind = self._rendered(document, [*messages[:i], marked, *messages[i + 1 :]]).partition(_MARK)
+            before, _, behind = self._rendered(document, [*messages[:i], _MARKED, *messages[i + 1 :]]).partition(_MARK)
             if full != before + said + behind:
                 # Some take white space away.
                 lead, said = lead + len(said) - len(said.lstrip()), said.strip()
@@ -222,14 +229,14 @@ class Encoder:
             start = len(before)
             end = start + len(said)
             last = i == len(turns) - 1
-            ended = behind if last else self._rendered(document, [*messages[:i], marked]).partition(_MARK)[2]
+            ended = behind if last else self._rendered(document, [*messages[:i], _MARKED]).partition(_MARK)[2]
             close = "".join(a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(behind, ended, strict=False)))
             close = close.rstrip()
             if last and not close:
                 # The template ends no turn, but a model has to.
                 full, close = full[:end] + self.tokenizer.eos_token, self.tokenizer.eos_token
                 answered = np.resize(answered, len(full))
-            answered[self._opened(document, messages[:i], full, start) : end + len(close)] = True
+            answered[len(self._opening(document, messages[:i], before)) : end + len(close)] = True
             place = start - lead
             for text, kind in turn.segments:
                 piece = slice(max(start, place), min(end, place + len(text)))
@@ -239,13 +246,20 @@ class Encoder:
                 place += len(text)
         return _Text(full, answered, segments)
 
-    def _opened(self, document: Document, before: list[dict[str, str]], full: str, start: int) -> int:
-        """Return where the prompt ends that a model is given for its turn, at or before its first word at `start`."""
-        if before:
-            opened = self._rendered(document, before, prompt=True)
-            if opened != self._rendered(document, before) and len(opened) <= start and full.startswith(opened):
-                return len(opened)
-        return start
+    def _opening(self, document: Document, before: list[dict[str, str]], written: str) -> str:
+        """Return the prompt that a model is given for a turn, in front of whose first word a document has `written`.
+
+        It is the template's own, if a document begins with its tokens, else `written`: some templates have no prompt
+        for the assistant, and those of models that cannot but think open a thought, which no document has.
+        """
+        if not before:
+            return written
+        given = self._rendered(document, before, prompt=True)
+        if given == written or not written.startswith(given):
+            return written
+        is_prompt = given != self._rendered(document, before) or not written[len(given) :].strip()
+        ids, of_document = (self._tokens(text, special=False)[0] for text in (given, written))
+        return given if is_prompt and _common(ids, of_document) == len(ids) else written
 
     def _rendered(self, document: Document, messages: Sequence[dict[str, str]], *, prompt: bool = False) -> str:
         from jinja2.exceptions import TemplateError  # for those who have a template

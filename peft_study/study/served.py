@@ -11,6 +11,9 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 from transformers import GenerationConfig
 
+MARK = "\ue000\ue001\ue000"
+"""Stands for an answer, to see what a template puts before it."""
+
 
 class Served(PythonModel):
     """A base with what was trained on it; `model_config` says which, and how it writes."""
@@ -35,7 +38,9 @@ class Served(PythonModel):
         source, revision = (config["base"], config["revision"] or "main") if is_adapter else (trained, "main")
         options |= {"revision": revision, "trust_remote_code": False, "use_safetensors": True}
         words = trained if config["own_tokenizer"] else source
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(words, padding_side="left")
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(
+            words, revision=revision if words == source else "main", padding_side="left"
+        )
         model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
         if "quantization_config" not in options:
             model = model.to(device)
@@ -66,15 +71,39 @@ class Served(PythonModel):
         return [self._judge(each) if judges else self._write(each) for each in ids]
 
     def _ids(self, prompt: str, solution: str) -> torch.Tensor:
-        """Return the tokens of a text as they were in training."""
+        """Return the tokens of a text as they were in training, up to the one at which its end is judged."""
         is_chat = bool(self.config["chat_template"] and self.tokenizer.chat_template)
-        if is_chat:
-            turns = [{"role": "user", "content": prompt.strip()}]
-            prompt = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        ids = self.tokenizer(prompt + solution.rstrip(), add_special_tokens=not is_chat)["input_ids"]
+        said = solution.rstrip()
+        text = (self._opening(prompt.strip(), is_answered=bool(said)) if is_chat else prompt) + said
+        ids = self._tokens(text, special=not is_chat)
+        if self.config["skill"] == "detection":
+            # A dot may be one token with the new line that goes on, so a verdict stands before it.
+            ids = ids[: _common(ids, self._tokens(f"{text}\n", special=not is_chat))]
         return torch.tensor([ids], device=self.model.device)
+
+    def _opening(self, prompt: str, *, is_answered: bool) -> str:
+        """Return what a conversation has before an answer, or what to begin one from: the template's prompt, if answers
+        were learned behind its tokens."""
+        asked = [{"role": "user", "content": prompt}]
+        marked = [*asked, {"role": "assistant", "content": MARK}]
+        plain, given, written = (
+            self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=is_prompt, enable_thinking=False
+            )
+            for turns, is_prompt in ((asked, False), (asked, True), (marked, False))
+        )
+        written = written.partition(MARK)[0]
+        if is_answered:
+            return written
+        is_prompt = written.startswith(given) and (given != plain or not written[len(given) :].strip())
+        ids = self._tokens(given, special=False)
+        return given if is_prompt and _common(ids, self._tokens(written, special=False)) == len(ids) else written
+
+    def _tokens(self, text: str, *, special: bool) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        # Some put an end behind every text.
+        end = self.tokenizer.eos_token
+        return ids[:-1] if ids[-1:] == [self.tokenizer.eos_token_id] and not text.endswith(end) else ids
 
     @torch.no_grad()
     def _write(self, ids: torch.Tensor) -> str:
@@ -95,6 +124,11 @@ class Served(PythonModel):
     def _judge(self, ids: torch.Tensor) -> float:
         logits = self.model(input_ids=ids).logits[0, -1]
         return float(logits[self.config["verdict_ids"]].float().softmax(0)[1])
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """Return how many tokens two lists begin with in common."""
+    return next((i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
 
 
 set_model(Served())

@@ -1,10 +1,11 @@
-"""Small tokenizers, built here: bytes merged as in Qwen and Llama 3, with and without spaces in offsets; words."""
+"""Small tokenizers, built here: bytes merged as in Qwen and Llama 3, with and without spaces in offsets; pieces with the
+space before them, as in Llama 2 and Mistral; words."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 LINES = [
@@ -48,6 +49,34 @@ def bpe() -> Callable[..., Any]:
         )
         if template:
             made.chat_template = template
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pieces_with_spaces() -> Callable[..., Any]:
+    """Return a function that makes a tokenizer whose pieces begin with their space; some marks have what follows."""
+
+    def make(template: str, *swallowing: str) -> Any:
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+        trainer = trainers.BpeTrainer(
+            vocab_size=200,
+            min_frequency=1,
+            special_tokens=["<unk>", "<s>", "</s>"],
+            initial_alphabet=list("abcdefghijklmnopqrstuvwxyz?.\n"),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(["Yes", "No", "Is it right?", "Is it"] * 5, trainer)
+        made = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        )
+        made.add_special_tokens(
+            {"additional_special_tokens": [AddedToken(mark, rstrip=True, normalized=False) for mark in swallowing]}
+        )
+        made.chat_template = template
         return made
 
     return make

@@ -36,6 +36,28 @@ THINKING = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """As Qwen3's: the last turn of the assistant begins with an empty thought, and thoughts of others are taken out."""
+MUST_THINK = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+"""As Qwen3-Thinking's: the prompt opens a thought, and the two newlines of an empty one are another token."""
+OPENS_THOUGHT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+"""As DeepSeek-R1's: the prompt opens a thought that is not written in a conversation."""
+INST = (
+    "{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content | trim }}</s>{% endif %}{% endfor %}"
+)
+"""As Llama 2's and Mistral's: the space before an answer is the template's, and a part of the answer's first token."""
+MARKS = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}<|end|>\n<|assistant|>\n"
+    "{% else %}{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
+)
+"""As that of Phi-3-medium, whose marks have the white space behind them."""
 NO_END = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 """Ends no turn, and has no prompt for the assistant."""
 
@@ -118,6 +140,18 @@ def test_a_verdict_stands_at_the_last_token_of_its_segment(bpe: Callable[..., An
     found = judged(tokenizer, encoder(tokenizer, {"name": "detection"}).encode(STEPS))
     # The dot is one token with the newline behind it.
     assert found == [(" is", RIGHT), (" end", WRONG), ("7", RIGHT)]
+
+
+@pytest.mark.parametrize("template", ["", CHATML])
+@pytest.mark.parametrize("kind", ["step", "mistake"])
+def test_the_last_step_is_judged_where_all_others_are(
+    bpe: Callable[..., Any], template: str, kind: SegmentKind
+) -> None:
+    """A dot with a newline behind it is another token than a dot: a detector could tell the last step by that alone."""
+    tokenizer = bpe(template=template)
+    said = turn("assistant", ("3 + 4 = 7 it is.", "step"), ("\nthe end.", kind))
+    encoded = encoder(tokenizer, {"name": "detection"}).encode(Document("a", (STEPS.turns[0], said)))
+    assert judged(tokenizer, encoded) == [(" is", RIGHT), (" end", {"step": RIGHT, "mistake": WRONG}[kind])]
 
 
 def test_all_has_loss_but_mistakes_and_the_first_token(bpe: Callable[..., Any]) -> None:
@@ -287,15 +321,36 @@ def test_chat_template_can_be_left_or_asked_for(bpe: Callable[..., Any]) -> None
 # ---- prompts
 
 
-@pytest.mark.parametrize("template", ["", CHATML, BEGUN, THINKING, TRIMMED])
+@pytest.mark.parametrize("template", ["", CHATML, BEGUN, THINKING, MUST_THINK, OPENS_THOUGHT, NO_END, TRIMMED])
 @pytest.mark.parametrize(("bos", "eos"), [(False, False), (True, True)])
 def test_a_prompt_is_what_stands_before_the_first_answer(
     bpe: Callable[..., Any], template: str, bos: bool, eos: bool
 ) -> None:
     tokenizer = bpe(bos=bos, eos=eos, template=template)
     found = encoder(tokenizer)
-    for document in (STEPS, TALK):
+    # Only the last turn begins with an empty thought.
+    for document in (STEPS, TALK) if template != MUST_THINK else (STEPS,):
         prompt, encoded = found.prompt(document), found.encode(document)
+        assert prompt == encoded.ids[: len(prompt)].tolist()
+        assert len(prompt) == int(np.flatnonzero(encoded.learned)[0])
+
+
+ASKED = Document("asked", (turn("user", ("Is it right?\n", "prompt")), turn("assistant", ("Yes", "text"))))
+
+
+@pytest.mark.parametrize(
+    ("template", "marks", "shown"),
+    [(INST, (), "|Yes</s>"), (MARKS, ("<|user|>", "<|end|>", "<|assistant|>"), "|Yes<|end|>")],
+)
+def test_the_first_word_of_an_answer_and_its_end_are_learned(
+    pieces_with_spaces: Callable[..., Any], template: str, marks: tuple[str, ...], shown: str
+) -> None:
+    tokenizer = pieces_with_spaces(template, *marks)
+    found = encoder(tokenizer)
+    for document, answers in ((ASKED, 1), (ASKED._replace(turns=ASKED.turns * 2), 2)):
+        encoded = found.encode(document)
+        assert learned(tokenizer, encoded) == shown * answers
+        prompt = found.prompt(document)
         assert prompt == encoded.ids[: len(prompt)].tolist()
         assert len(prompt) == int(np.flatnonzero(encoded.learned)[0])
 

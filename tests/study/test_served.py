@@ -18,6 +18,11 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+THINKS = CHATML.replace("assistant\\n{% endif %}", "assistant\\n<think>\\n{% endif %}")
+"""Opens a thought, which no document has."""
+NO_PROMPT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+SPACE = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}:{% else %} {{ m.content }}{% endif %}{% endfor %}"
+"""Has no prompt for the assistant but a space, which is a part of the answer's first token."""
 QUESTION = "Tom has 3 apples and buys 4 more. How many?\n"
 
 
@@ -36,18 +41,21 @@ def serve(checkpoint: Callable[[str], Path]) -> Callable[..., Served]:
     return make
 
 
-@pytest.mark.parametrize("template", ["", CHATML])
+@pytest.mark.parametrize("template", ["", CHATML, THINKS, NO_PROMPT, SPACE])
 def test_a_text_has_the_tokens_that_it_had_in_training(serve: Callable[..., Served], template: str) -> None:
-    served = serve(chat_template=True)
+    served = serve(chat_template=True, skill="detection")
+    # In many tokenizers these two are one; a verdict then stands before them.
+    served.tokenizer.add_tokens([".\n"])
     served.tokenizer.chat_template = template or None
     encoder = Encoder(served.tokenizer, SkillConfig(name="detection"), CorpusConfig(name="gsm8k"))
     steps = Segment("3 + 4 = 8.\n", "mistake"), Segment("So 8.", "step")
     document = Document("d", (Turn("user", (Segment(QUESTION, "prompt"),)), Turn("assistant", steps)))
     in_training = encoder.encode(document)
-    at = int((in_training.verdicts >= 0).argmax())
-    ids = served._ids(QUESTION, "3 + 4 = 8.\n")[0]
-    assert ids.tolist() == in_training.ids[: at + 1].tolist()
-    assert served._ids(QUESTION, "")[0].tolist() == encoder.prompt(document)
+    for at, said in zip((in_training.verdicts >= 0).nonzero()[0], ("3 + 4 = 8.\n", "3 + 4 = 8.\nSo 8."), strict=True):
+        assert served._ids(QUESTION, said)[0].tolist() == in_training.ids[: at + 1].tolist()
+    writing = serve(chat_template=True)
+    writing.tokenizer.chat_template = template or None
+    assert writing._ids(QUESTION, "")[0].tolist() == encoder.prompt(document)
 
 
 def test_writing_ends_where_a_stop_is_written(serve: Callable[..., Served]) -> None:
