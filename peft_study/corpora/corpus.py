@@ -93,9 +93,11 @@ def load_corpus(
         train = python_stream(seed, "documents").sample(train, config.limit)
     writes = Mistakes(config, part.form, rewriter, takes)
     documents = writes.documents(train, derive_seed(seed, "train"), measured=False)
+    # What is measured on may be of another kind, such as programs beside solutions in steps.
+    writes_measured = writes if measured.form is part.form else Mistakes(config, measured.form, rewriter, takes)
     return _corpus(
         documents,
-        writes.documents(measured.items, derive_seed(config.seed, split), measured=True),
+        writes_measured.documents(measured.items, derive_seed(config.seed, split), measured=True),
         _problems(measured.items, measured.grader),
         measured.grader,
         f"{len(documents)} documents of {origin}; {split}: {len(measured.items)} of {measured.origin}{writes.note()}",

@@ -1,6 +1,6 @@
 r"""Rows of anyone's data made into documents, or into problems with solutions in steps.
 
-The columns say which of these a row is; where they say several, the first counts:
+The columns say which of these a row is; where they say several, the one whose columns are named counts, else the first:
 
 - `messages`: a conversation, `[{"role": "user", "content": ...}, {"role": "assistant", ...}]`. What the assistant says
   is learned, in every turn;
@@ -34,6 +34,8 @@ ROLES: tuple[str, ...] = get_args(Turn.__annotations__["role"])
 _TEST_ID = re.compile(r"(?:HumanEval|Mbpp)/[0-9]+|test/[a-z_]+/[0-9]+\.json")
 """Names of the problems of HumanEval, MBPP+, and MATH's test split, as they are published."""
 
+_NUMBER_LINE = re.compile(r"####[^a-zA-Z0-9]*[0-9]")
+
 
 class Read(NamedTuple):
     """What the rows of a source hold: documents, or problems."""
@@ -56,7 +58,7 @@ def read(rows: Rows, columns: Columns, name: str) -> Read:
     for i, row in enumerate(rows.rows):
         place = f"{rows.place} {i + 1}"
         if not shape:
-            names = {field: getattr(columns, field) or field for field in Columns.model_fields}
+            names = _names(columns)
             shape = _shape(row, columns, names, place)
         # Ours, since the rest of the message is for who has never seen theirs.
         known = {field: row[theirs] for field, theirs in names.items() if theirs in row}
@@ -71,14 +73,28 @@ def read(rows: Rows, columns: Columns, name: str) -> Read:
     return Read(documents, problems, test_id)
 
 
+def _names(columns: Columns) -> dict[str, str]:
+    """Return what the column of each field is called; a name that was given to one field is no other's default."""
+    given = columns.model_dump()
+    return {field: theirs or field for field, theirs in given.items() if theirs or field not in given.values()}
+
+
 def _shape(row: Mapping[str, Any], columns: Columns, names: dict[str, str], place: str) -> tuple[str, ...]:
     """Return the columns, in our names, that say what a row is."""
     there = ", ".join(map(repr, row)) or "none"
     for field, theirs in columns.model_dump().items():
         if theirs and theirs not in row:
             raise DataError(f"{place}: has no column {theirs!r} for corpus.columns.{field}; its columns are {there}")
-    for shape in SHAPES:
-        if all(names[field] in row for field in shape):
+    named = {field for field, theirs in columns.model_dump().items() if theirs}
+    kinds = {shape: {*shape, "answer"} if "solution" in shape else {*shape} for shape in SHAPES}
+    # Whoever names columns wants those to be read, whatever else there is.
+    for shape in sorted(SHAPES, key=lambda shape: not named & kinds[shape]):
+        if all(names.get(field) in row for field in shape):
+            if others := named - kinds[shape]:
+                raise DataError(
+                    f"{place}: corpus.columns.{min(others)} is no column of rows with {' and '.join(shape)}, which "
+                    f"these are; its columns are {there}; leave it out, or name those that go with it"
+                )
             return shape
     wanted, wanted_first = "; ".join(" and ".join(shape) for shape in SHAPES), SHAPES[-1][0]
     raise DataError(
@@ -163,7 +179,7 @@ def styled(problems: list[Problem], style: str) -> Styled:
     """
     if style == "auto":
         boxed = any("\\boxed" in p.solution for p in problems)
-        figures = all(not p.answer or gsm8k.read_answer(f"#### {p.answer}") for p in problems)
+        figures = all(not p.answer or gsm8k.read_number(p.answer) for p in problems)
         style = "math" if boxed or not figures else "gsm8k"
     if style == "gsm8k":
         problems = [_with_number(problem) for problem in problems]
@@ -174,12 +190,14 @@ def styled(problems: list[Problem], style: str) -> Styled:
 
 
 def _with_number(problem: Problem) -> Problem:
-    said = gsm8k.read_answer(problem.solution) if "####" in problem.solution else None
+    # In Markdown a heading begins in the same way.
+    ends = [line for line in problem.solution.split("\n") if _NUMBER_LINE.search(line)]
+    said = gsm8k.read_answer(ends[-1]) if ends else None
     if not problem.answer:
         return problem._replace(answer=said or "")
-    answer = gsm8k.read_answer(f"#### {problem.answer}")
+    answer = gsm8k.read_number(problem.answer)
     if answer is None:
-        raise DataError(f"{problem.id}: `answer` must be a number, but is {problem.answer!r}; set style=math")
+        raise DataError(f"{problem.id}: `answer` must be one number, but is {problem.answer!r}; set style=math")
     if said not in (None, answer):
         raise DataError(f"{problem.id}: `solution` ends with {said}, but `answer` is {answer}; mend the row")
     solution = problem.solution if said else f"{problem.solution}\n#### {answer}"

@@ -87,9 +87,14 @@ _NUMBER = re.compile(
     r"(?P<whole>[0-9]{1,3}(?:(?:,(?:\\!)?|\{,\})[0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))(?:\.(?P<decimals>[0-9]+))?"
 )
 _MORE = re.compile(
-    r"\s*[-+*/x^]\s*\(*-?\$?[0-9]|\s*[,;.:]?\s*(?:(?:to|or|and)\s+)?-?\$?[0-9]|e[-+]?[0-9]|k\b|[²³]", re.IGNORECASE
+    r"\s*[-+*/x^]\s*\(*-?\$?[0-9]|\s*[,;.:]?\s*(?:(?:to|or|and)\s+)?-?\$?[0-9]|e[-+]?[0-9]|k\b|[²³]"
+    r"|\s*\\(?:[cdt]?frac|times|cdot|div|sqrt|pi|pm)",
+    re.IGNORECASE,
 )
-"""What makes a number part of something else: a sum, a range, a list, a time, a power."""
+"""What makes a number part of something else: a sum, a range, a list, a time, a power, a product in LaTeX."""
+_WITHIN = re.compile(r"\\(?:[cdt]?frac|sqrt)")
+"""What makes the number behind it a part of something else."""
+_ASIDE = re.compile(r"\([^()]*\)")
 _CLAUSE_END = re.compile(r"[.,;:!?]\s|\s\((?=[^()\n]*[a-zA-Z=])")
 """Where an explanation may begin, whose equations are not the answer."""
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2}")
@@ -107,6 +112,17 @@ def read_answer(text: str) -> str | None:
     """
     found = _find_answer(text)
     return found[0] if found else None
+
+
+def read_number(answer: str) -> str | None:
+    """Return the number that an answer alone gives, as `read_answer` does; None where it gives another one too.
+
+    >>> [read_number(answer) for answer in ("$1,200", "72 clips (8*9)", "2 hours 30 minutes", "x = 5, y = 3")]
+    ['1200', '72', None, None]
+    """
+    text = f"#### {answer}"
+    found = _find_answer(text)
+    return found[0] if found and not _NUMBER.search(_ASIDE.sub("", plain(text)[found[1] :])) else None
 
 
 def _find_answer(text: str) -> tuple[str, int] | None:
@@ -130,7 +146,7 @@ def _find_answer(text: str) -> tuple[str, int] | None:
     # A sign apart from its number may be a dash, as a second one may.
     if text[right : number.start()].rstrip().endswith("-") or (number["sign"] and number["sign2"]):
         return None
-    if _MORE.match(text, number.end(), line_end):
+    if _MORE.match(text, number.end(), line_end) or _WITHIN.search(text, right, number.start()):
         return None
     negative = number["sign"] or number["sign2"]
     whole, decimals = re.sub("[^0-9]", "", number["whole"]).lstrip("0") or "0", (number["decimals"] or "").rstrip("0")

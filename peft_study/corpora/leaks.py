@@ -3,8 +3,8 @@ r"""Test sets known by what they ask, so that nothing is trained on them by mist
 `leaks.txt` holds fingerprints of the questions of GSM8K's test split, MATH500, HumanEval (its docstrings) and MBPP+
 (its sentences): no text, but hashes of all tokens of a question and of its first eight. A question is found where it
 stands word for word in what someone says, whatever the case and the white space around words; one of fewer than 16
-tokens only where it is all that is said. Not found are questions in other words, translated, or with other numbers, and
-test problems of MATH beyond the 500.
+tokens only where it is all that is said, or a line of it. Not found are questions in other words, translated, or with
+other numbers, and test problems of MATH beyond the 500.
 
 In GSM8K's training split, questions and solutions, none is found.
 """
@@ -65,11 +65,16 @@ def _whole(tokens: list[str]) -> str:
 
 def leak_in(text: str) -> str:
     """Return the name of a test set with a question that stands in what someone says; empty if none does."""
-    known, tokens = _known(), _tokens(text)
+    tokens = _tokens(text)
     for at in range(len(tokens)):
-        for question in known.get(_first(tokens[at : at + _FIRST]), ()):
-            may_be_inside = question.tokens >= _LONG or question.tokens == len(tokens)
-            if may_be_inside and _whole(tokens[at : at + question.tokens]) == question.whole:
+        for question in _known().get(_first(tokens[at : at + _FIRST]), ()):
+            if question.tokens >= _LONG and _whole(tokens[at : at + question.tokens]) == question.whole:
+                return question.name
+    # Words are asked for in programs too, where quotes stand around them.
+    for line in (text, *text.splitlines()):
+        tokens = _tokens(line.strip().strip("\"'"))
+        for question in _known().get(_first(tokens), ()):
+            if question.tokens == len(tokens) and _whole(tokens) == question.whole:
                 return question.name
     return ""
 

@@ -7,8 +7,9 @@ Rows are those of https://github.com/hendrycks/math (MIT) as the Hub has them, o
     answer: \frac{14}{3}                          (else what is in the last \boxed{} of the solution)
     unique_id: test/algebra/2584.json             (else the problem is known by its row)
 
-Two answers are the same if math-verify says so, which is lenient: `1+1` is 2, `x=5` is 5, `2,1` is `1,2`, and decimals
-count to six places. An expression can take any time and memory to compare, so that is done in a process of its own.
+Two answers are the same if math-verify says so, which is lenient: `1+1` is 2, `x=5` is 5, `2,1` is `1,2`, units do not
+count, and decimals do to six places. Words are compared as words, not as products of letters. An expression can take
+any time and memory to compare, so that is done in a process of its own.
 """
 
 import json
@@ -246,6 +247,8 @@ class MathGrader:
         """Return whether an answer, in LaTeX, is the same as the reference."""
         if len(answer) > MAX_CHARACTERS:
             return Grade.UNPARSABLE
+        if words := _words(reference):
+            return Grade.RIGHT if _words(answer) == words else Grade.WRONG
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._process = self._start()
@@ -281,6 +284,22 @@ class MathGrader:
                 "or see whether `import math_verify` works"
             )
         return process
+
+
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox)\{([^{}]*)\}")
+_PLAIN_WORDS = re.compile(r"[^\W\d_]+(?:[ '’-]+[^\W\d_]+)*")
+
+
+def _words(answer: str) -> list[str]:
+    r"""Return the words of an answer that is nothing else, in small letters; none where it may be an expression.
+
+    >>> [_words(answer) for answer in (r"\text{New York}", "Yes.", "ab", "x+1")]
+    [['new', 'york'], ['yes'], [], []]
+    """
+    text = _TEXT.sub(r"\1", answer).strip().strip("$.").strip()
+    words = text.casefold().split() if _PLAIN_WORDS.fullmatch(text) else []
+    # Shorter ones may be products.
+    return words if any(len(word) > 2 for word in words) else []
 
 
 def serve() -> None:

@@ -131,6 +131,37 @@ def test_mistakes_are_taken_from_problems_of_the_same_side(data: Path) -> None:
         assert wrong <= right
 
 
+QUESTION = {"question": "How many are left?", "solution": "5 - 2 = 3.\nSo 3.", "answer": "3"}
+BOXED = {"question": "What is x?", "solution": r"It is 1 + 1. So $x=\boxed{2}$.", "answer": "2"}
+KINDS: dict[str, list[dict[str, Any]]] = {
+    "chat": [
+        {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "a"}]} for i in (0, 1)
+    ],
+    "lines": [QUESTION | {"question": f"{i}?"} for i in (2, 3)],
+    "boxed": [BOXED | {"question": f"{i}?"} for i in (4, 5)],
+    "text": [{"text": f"Once {i}."} for i in (6, 7)],
+}
+
+
+@pytest.mark.parametrize("measured", [*KINDS, "gsm8k", "humaneval"])
+@pytest.mark.parametrize("learned", KINDS)
+def test_what_is_measured_on_may_be_of_another_kind(data: Path, tmp_path: Path, learned: str, measured: str) -> None:
+    files = {name: write(tmp_path / f"{name}.jsonl", rows) for name, rows in KINDS.items()}
+    files |= {f"other {name}": write(tmp_path / f"other-{name}.jsonl", rows[::-1]) for name, rows in KINDS.items()}
+    test = measured if measured not in KINDS else files[f"other {measured}" if measured == learned else measured]
+    mistaken = {"mistakes": "weak", "retry_rate": 0.9} if learned in ("lines", "boxed") else {}
+    corpus = load(name=files[learned], test=test, split="test", validation_share=0, allow_test_sets=True, **mistaken)
+    expected = {"gsm8k": 4, "humaneval": 1}.get(measured, 2)
+    assert len(corpus.validation) == expected
+    assert len(corpus.problems) == (expected if corpus.grader else 0)
+    styles = {"lines": "gsm8k", "boxed": "math"}
+    # Own rows are written as those that are learned from are.
+    style = styles.get(learned, styles[measured]) if measured in styles else measured
+    assert corpus.grader == ("" if measured in ("chat", "text") else style)
+    if learned == "lines" and measured in ("lines", "gsm8k"):
+        assert mistakes(corpus.validation)
+
+
 def test_a_program_is_measured_on_as_a_test(data: Path, tmp_path: Path) -> None:
     own = write(tmp_path / "own.jsonl", [{"prompt": f"def f{i}():\n", "completion": "    pass\n"} for i in range(40)])
     corpus = load(name=own, test="humaneval", split="test")

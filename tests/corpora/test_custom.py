@@ -76,6 +76,23 @@ def test_columns_have_the_names_that_they_are_given() -> None:
     )
 
 
+def test_a_column_that_was_given_another_part_is_read_once() -> None:
+    """`answer` holds the whole solution: it is not the final answer too."""
+    row = {"question": "How many?", "answer": "Tom had 3.\nNow he has 7."}
+    assert found(row, solution="answer").problems == [Problem("a/0", "How many?", "Tom had 3.\nNow he has 7.", "")]
+    with pytest.raises(DataError, match="must have one of"):
+        found({"text": "a", "solution": "b"}, answer="text")
+
+
+def test_columns_that_are_named_decide_what_a_row_is() -> None:
+    every = {"messages": MESSAGES, "problem": "a", "solution": "b", "text": "c"}
+    assert found(every, question="problem").problems == [Problem("a/0", "a", "b", "")]
+    assert shown(found(every, text="text")) == shown(found({"text": "c"}))
+    assert found({"question": "a", "solution": "b", "text": "c", "final": 3}, answer="final").problems[0].answer == "3"
+    with pytest.raises(DataError, match=r"columns.prompt is no column of rows with text, which these are; its col"):
+        found({"text": "a", "b": "c"}, prompt="b")
+
+
 def test_the_first_kind_counts() -> None:
     every = {"messages": MESSAGES, "question": "a", "solution": "b", "prompt": "c", "completion": "d", "text": "e"}
     assert len(shown(found(every))[0]) == 3
@@ -158,6 +175,9 @@ def problem(solution: str, answer: str = "") -> Problem:
         (problem("It is seven."), "It is seven.", "", ""),
         (problem(r"So $\boxed{x}$."), r"So $\boxed{x}$.", "x", "math"),
         (problem(r"So $\boxed{7}$.", "7"), r"So $\boxed{7}$.", "7", "math"),
+        (problem("#### Step 1: add\n3 + 4 = 7.", "7"), "#### Step 1: add\n3 + 4 = 7.\n#### 7", "7", "gsm8k"),
+        (problem("#### Step 1: add\n3 + 4 = 7."), "#### Step 1: add\n3 + 4 = 7.", "", ""),
+        (problem("It is 30.", "2 h 5 min"), "It is 30.\n\nThe answer is $\\boxed{2 h 5 min}$.", "2 h 5 min", "math"),
         (problem("So $x$.", "x"), "So $x$.\n\nThe answer is $\\boxed{x}$.", "x", "math"),
     ],
 )
@@ -181,7 +201,7 @@ def test_one_problem_without_an_answer_leaves_all_ungraded() -> None:
 def test_a_style_can_be_asked_for() -> None:
     asked = styled([problem("One. It is 7.", "7")], "math")
     assert (asked.grader, asked.form) == ("math", math.FORM)
-    with pytest.raises(DataError, match="a/0: `answer` must be a number, but is 'x'; set style=math"):
+    with pytest.raises(DataError, match="a/0: `answer` must be one number, but is 'x'; set style=math"):
         styled([problem("So x.", "x")], "gsm8k")
     with pytest.raises(DataError, match="a/0: `solution` ends with 8, but `answer` is 7; mend the row"):
         styled([problem("a\n#### 8", "7")], "auto")

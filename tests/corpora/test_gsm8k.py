@@ -143,6 +143,15 @@ def test_steps_give_the_text_back(text: str) -> None:
         ("seventy-two", None),
         ("७२", None),
         ("72=", None),
+        ("\\frac{72}{5}", None),
+        ("\\dfrac{72}{5}", None),
+        ("\\sqrt{72}", None),
+        ("72\\frac{1}{2}", None),
+        ("72 \\times 3", None),
+        ("72\\sqrt{2}", None),
+        ("72 × 3", None),
+        ("\\frac{144}{2} = 72", "72"),
+        ("72 \\text{ clips}", "72"),
     ],
 )
 def test_the_answer_is_the_single_number_after_the_last_mark(text: str, answer: str | None) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_study.corpora import gsm8k, leaks
+from peft_study.corpora import code, gsm8k, leaks
 from peft_study.corpora.leaks import fingerprint, leak_in, lines, questions
 
 JANET = (
@@ -40,6 +40,7 @@ def test_a_short_question_is_found_only_alone() -> None:
     assert fingerprint("a", short).tokens < 16
     assert leak_in(f" {short}\n") == "math500"
     assert leak_in(f"First of all: {short}") == ""
+    assert leak_in(f"{short}\nPut the answer into a box.") == "math500"
     # The signs count, of which some problems have nothing else.
     assert leak_in("Evaluate $(1+2i)6-3i$.") == "math500"
     assert leak_in("Evaluate $(1-2i)6+3i$.") == ""
@@ -47,6 +48,11 @@ def test_a_short_question_is_found_only_alone() -> None:
 
 def test_the_file_is_made_of_the_published_sets() -> None:
     assert leaks.FILE.read_text().splitlines() == lines(data())
+
+
+def test_programs_are_found_as_they_are_published() -> None:
+    for prompts in (code.humaneval(data() / "humaneval"), code.mbpp_plus(data() / "mbpp")):
+        assert [problem.id for problem in prompts if not leak_in(problem.prompt)] == []
 
 
 def test_every_question_is_found_and_no_training_problem_is() -> None:

@@ -1,5 +1,5 @@
-"""Small tokenizers, built here: bytes merged as in Qwen and Llama 3, with and without spaces in offsets; pieces with the
-space before them, as in Llama 2 and Mistral; words."""
+"""Small tokenizers, built here: bytes merged as in Qwen and Llama 3, with and without spaces in offsets; pieces with
+the space before them, as in Llama 2 and Mistral; words."""
 
 from collections.abc import Callable
 from typing import Any
@@ -70,9 +70,7 @@ def pieces_with_spaces() -> Callable[..., Any]:
             show_progress=False,
         )
         tokenizer.train_from_iterator(["Yes", "No", "Is it right?", "Is it"] * 5, trainer)
-        made = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-        )
+        made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
         made.add_special_tokens(
             {"additional_special_tokens": [AddedToken(mark, rstrip=True, normalized=False) for mark in swallowing]}
         )

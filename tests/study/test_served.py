@@ -21,7 +21,8 @@ CHATML = (
 THINKS = CHATML.replace("assistant\\n{% endif %}", "assistant\\n<think>\\n{% endif %}")
 """Opens a thought, which no document has."""
 NO_PROMPT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-SPACE = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}:{% else %} {{ m.content }}{% endif %}{% endfor %}"
+SPACE = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}:{% else %} {{ m.content }}{% endif %}"
+SPACE += "{% endfor %}"
 """Has no prompt for the assistant but a space, which is a part of the answer's first token."""
 QUESTION = "Tom has 3 apples and buys 4 more. How many?\n"
 
