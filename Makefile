@@ -27,14 +27,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 venv: $(STAMP)  ## create or update the virtual environment, nothing else
 
-sweep: $(STAMP)  ## run a sweep to table, figure and report, going on where it stopped (SWEEP=quick; REUSE=1 to go on from results/ too)
-	@$(RUN) sweep $(SWEEP) $(if $(REUSE),--reuse)
+sweep: $(STAMP)  ## run a sweep to table, figure and report, going on where it stopped (SWEEP=quick; REUSE=1 to go on from results/ too, RETRY=1 to run failed trials again)
+	@$(RUN) sweep $(SWEEP) $(if $(REUSE),--reuse) $(if $(RETRY),--retry-failed)
 
 smoke: $(STAMP)  ## run a tiny sweep to a figure, in a minute
 	@$(RUN) sweep smoke
 
-plan: $(STAMP)  ## print every cell of a sweep, its tokens and the expected minutes (SWEEP=quick)
-	@$(RUN) sweep $(SWEEP) --plan
+plan: $(STAMP)  ## print every cell of a sweep, its tokens and the expected minutes (SWEEP=quick; REUSE=1 as in sweep)
+	@$(RUN) sweep $(SWEEP) --plan $(if $(REUSE),--reuse)
 
 report: $(STAMP)  ## write the HTML and Markdown report of a sweep (SWEEP=quick)
 	@$(RUN) report $(SWEEP)

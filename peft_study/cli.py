@@ -129,9 +129,12 @@ def sweep(
     planned = build_plan(read, strict=not plan)
     if plan:
         from peft_study.study.costs import plan_table
+        from peft_study.study.reuse import reusable
         from peft_study.study.sweep import workers_for
 
-        console.print(plan_table(planned, runs, workers_for(read, workers)))
+        found = reusable(planned, runs, results, over_failed=retry_failed) if reuse else ()
+        taken = {each.trial: kept.result for each, kept in found}
+        console.print(plan_table(planned, runs, workers_for(read, workers), taken))
         return
     from peft_study.study.sweep import run_sweep
 
@@ -148,7 +151,8 @@ def sweep(
     for trial, reason in outcome.reasons.items():
         typer.echo(f"failed: {trial}: {reason}", err=True)
     if outcome.reasons:
-        typer.echo(f"{len(outcome.reasons)} trials failed; `--retry-failed` runs them again", err=True)
+        again = f"`make sweep SWEEP={name} RETRY=1`, or --retry-failed, runs them again"
+        typer.echo(f"{len(outcome.reasons)} trials failed; {again}", err=True)
         raise typer.Exit(1)
 
 

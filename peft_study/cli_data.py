@@ -116,12 +116,17 @@ def build(
     """Write packed windows as shards of token ids, with a manifest and checksums; goes on where it was stopped."""
     from peft_study.igsm.shards import build_shards
 
-    started = time.monotonic()
+    told: list[tuple[int, float]] = []
 
     def on_shard(done: int, total: int) -> None:
-        left = (time.monotonic() - started) / done * (total - done)
+        told.append((done, time.monotonic()))
+        if not done:
+            return
+        (before, started), (_, now) = told[0], told[-1]
+        # What an earlier build has written says nothing of the speed of this one.
+        left = f", {(now - started) / (done - before) * (total - done):.0f} s left" if done > before else ""
         with suppress(BrokenPipeError):  # nobody looks any more, but the shards are wanted
-            typer.echo(f"{done} of {total} windows, {left:.0f} s left", err=True)
+            typer.echo(f"{done} of {total} windows{left}", err=True)
 
     manifest = build_shards(
         _settings(family, order, split, op, seed, mistakes, retry_rate),

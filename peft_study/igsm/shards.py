@@ -98,7 +98,8 @@ def build_shards(
     """Write windows of `settings` with at least `tokens` tokens to `folder` and return its manifest.
 
     Goes on where an earlier build of the same stream stopped; raises DataError where `folder` holds another one, or a
-    shard that is damaged, or cannot be written to. `on_shard` is told how many windows there are and will be.
+    shard that is damaged, or cannot be written to. `on_shard` is told how many windows there are and will be, at the
+    start and after each shard.
     """
     stream = WindowStream(settings, length=length)
     windows = -(-tokens // stream.length)
@@ -109,6 +110,8 @@ def build_shards(
             raise DataError(f"{folder} holds shards of another stream; choose another folder, or delete this one")
         manifest = before
     stream.next_index = manifest.next_index
+    if on_shard:
+        on_shard(manifest.windows, windows)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while manifest.windows < windows:

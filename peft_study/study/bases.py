@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from peft_study.errors import CheckpointError, StoreError
+from peft_study.errors import CheckpointError, ConfigError, StoreError
 from peft_study.evaluation.acceptance import acceptance, measure_base
 from peft_study.evaluation.problems import draw_problems, solve_problems
+from peft_study.files import write_atomic
 from peft_study.igsm.families import family_named
 from peft_study.models.base import PRETRAINING_FILE, Architecture, read_pretraining, save_base
 from peft_study.models.config import BaseConfig
@@ -29,7 +30,8 @@ GENERATED = 64
 def make_base(config: PretrainConfig, runs: Path, teller: Teller, *, n: int = 1024) -> Path:
     """Pretrain and measure the base of `config`; return its folder under `checkpoints/`.
 
-    Goes on from `runs/pretrain/...` where it was stopped. A finished base is never overwritten: StoreError.
+    Goes on from `runs/pretrain/...` where it was stopped; ConfigError where that was another config. A finished base is
+    never overwritten: StoreError.
     """
     family = family_named(config.family)
     target = base_folder(BaseConfig(name=config.base, seed=config.seed), config.family)
@@ -38,6 +40,7 @@ def make_base(config: PretrainConfig, runs: Path, teller: Teller, *, n: int = 10
     command = pretrain_command(config)
     config, before = _continued(config)
     work = runs / "pretrain" / target.name
+    _begin(config, work)
     checks = {
         op: draw_problems(family, op, GENERATED, split="validation", seed=0)
         for op in (family.op_max, family.headline_op)
@@ -67,6 +70,23 @@ def make_base(config: PretrainConfig, runs: Path, teller: Teller, *, n: int = 10
     write_base(learner, target, record)
     shutil.rmtree(work)
     return target
+
+
+def _begin(config: PretrainConfig, work: Path) -> None:
+    """Keep `config` in the folder `work`; ConfigError where what was begun there has another one."""
+    path, asked = work / "config.json", config.model_dump(mode="json")
+    if path.is_file():
+        now, begun = flatten(asked), flatten(json.loads(path.read_text()))
+        others = [
+            f"{key}={begun.get(key)}, not {now.get(key)}" for key in begun | now if begun.get(key) != now.get(key)
+        ]
+        if others:
+            raise ConfigError(
+                f"{work} holds a base that was begun with {', '.join(others)}; ask for the same, or remove {work} to "
+                "begin anew"
+            )
+    work.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(asked, indent=1) + "\n")
 
 
 def pretrain_command(config: PretrainConfig) -> str:

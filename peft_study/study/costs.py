@@ -1,9 +1,10 @@
 """What a plan will take: every cell with its tokens and the minutes that are missing."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -52,10 +53,10 @@ class Measured(NamedTuple):
     seconds: float
 
 
-def measurements(runs: Path) -> Iterator[Measured]:
-    """Yield what the finished trials of all sweeps under `runs` took."""
-    for path in sorted(runs.glob("*/*/result.json")):
-        result = read_result(path.parent)
+def measurements(runs: Path, taken: Iterable[Mapping[str, Any]] = ()) -> Iterator[Measured]:
+    """Yield what the finished trials of all sweeps under `runs` took, and those with the results `taken`."""
+    there = (read_result(path.parent) for path in sorted(runs.glob("*/*/result.json")))
+    for result in itertools.chain(there, taken):
         if result and result["status"] == Status.FINISHED and result["tokens"]:
             config = result["config"]
             model = config["pretrained"]["name"] if "pretrained" in config else config["data"]["family"]
@@ -88,14 +89,15 @@ def expected_seconds(
     return tokens * trained * seconds_per_token + evaluated * config.measuring.n / PROBLEMS_PER_SECOND
 
 
-def describe(plan: Plan, runs: Path) -> list[CellCost]:
-    """Return every cell of the plan."""
-    measured = list(measurements(runs))
+def describe(plan: Plan, runs: Path, taken: Mapping[str, Mapping[str, Any]] | None = None) -> list[CellCost]:
+    """Return every cell of the plan; `taken`: trial id to its result, for those that are to be taken from elsewhere."""
+    taken = taken or {}
+    measured = list(measurements(runs, taken.values()))
     search, folder = plan.sweep.search, runs / plan.sweep.name
     rows: list[CellCost] = []
     for cell, flat in plan.cells.items():
         trials = [planned for planned in plan.trials if planned.arm == cell]
-        done = sum(read_result(folder / planned.trial) is not None for planned in trials)
+        done = sum(each.trial in taken or read_result(folder / each.trial) is not None for each in trials)
         if search is None:
             config, num_trials = trials[0].config, len(trials)
         else:
@@ -120,9 +122,12 @@ def describe(plan: Plan, runs: Path) -> list[CellCost]:
     return rows
 
 
-def plan_table(plan: Plan, runs: Path, workers: int) -> Table:
-    """Return every cell of a plan with what it takes, and what is to go with `workers` trials side by side."""
-    cells = describe(plan, runs)
+def plan_table(plan: Plan, runs: Path, workers: int, taken: Mapping[str, Mapping[str, Any]] | None = None) -> Table:
+    """Return every cell of a plan with what it takes, and what is to go with `workers` trials side by side.
+
+    `taken` as in `describe`.
+    """
+    cells = describe(plan, runs, taken)
     alarms = list(dict.fromkeys(alarm for cell in cells for alarm in cell.alarms))
     trials, done = sum(cell.trials for cell in cells), sum(cell.done for cell in cells)
     minutes = sum(cell.minutes for cell in cells) / max(1, min(workers, trials - done))

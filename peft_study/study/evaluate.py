@@ -67,6 +67,7 @@ def evaluate_checkpoint(
 
     Detection names are `<set> <metric>` but for the `injected` set, which has the plain name. `detection` of a
     checkpoint without a trained detector measures its own [BACK] (`free_auroc`), and is an error where it has none.
+    Of a retry base without its error-free one beside it, `own` and `won_by_retraction` are left out.
     """
     trial = folder.parent if folder.name == "adapter" else folder
     if is_text_trial(trial):
@@ -77,7 +78,7 @@ def evaluate_checkpoint(
     config = config.model_copy(update=changed)
     rate = config.data.retry_rate
     evaluator = Evaluator(config.evaluation, config.data, mistakes_rate=rate, op=op or HEADLINE, on_phase=on_phase)
-    found = evaluate_learner(learner, config, evaluator, cache=None)
+    found = evaluate_learner(learner, config, evaluator, cache=None, may_be_alone=True)
     wanted = ("detect_", "free_") if skill == "detection" else ("",)
     measures = [m for m in found.measures if m.metric.startswith(wanted)]
     if skill == "correction":

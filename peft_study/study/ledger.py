@@ -204,7 +204,8 @@ def grid_space(plan: Plan) -> "dict[str, BaseDistribution]":
     flats = [flatten(planned.config.model_dump()) for planned in plan.trials]
     space: dict[str, BaseDistribution] = {}
     for key in keys:
-        values = [flat[key] for flat in flats]
+        # Of an optional section, such as `testing`, a trial may have none; no range holds that.
+        values: list[Any] = [flat.get(key) for flat in flats]
         if all(type(value) is int for value in values):
             space[key] = IntDistribution(min(values), max(values))
         elif all(type(value) is float for value in values):

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from peft_study.errors import ConfigError
+from peft_study.records import METRICS
 from peft_study.study.config import (
     TRAINED_METHODS,
     TrialConfig,
@@ -112,12 +113,34 @@ class Search(_Strict):
     """Trials of each cell of the grid."""
     metric: str = "loss"
     """What is optimised, a name of `records.METRICS`."""
-    direction: Literal["minimize", "maximize"] = "minimize"
+    direction: Literal["minimize", "maximize"] | None = None
+    """Left out for that in which the metric is better."""
     space: dict[str, Range] = Field(min_length=1)
     """Dotted config key to its range."""
     pruner: Literal["none", "median", "halving"] = "none"
     """`median`: stop what is worse than the median of finished trials at the same step; `halving`: stop what is not
-    among the best quarter of those drawn before. Both look at `validation/<metric>` while training."""
+    among the best quarter of those drawn before. Both look at `validation/loss` while training: with `loss` alone."""
+
+    @model_validator(mode="after")
+    def _can_be_optimised(self) -> "Search":
+        if self.metric not in METRICS:
+            nearest = difflib.get_close_matches(self.metric, METRICS, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"metric must be one of records.METRICS, but is {self.metric!r}; the nearest is {nearest!r}"
+            )
+        if self.direction is None and METRICS[self.metric].direction == "none":
+            raise ValueError(f"metric {self.metric} is better neither way; say direction: minimize, or maximize")
+        if self.pruner != "none" and self.metric != "loss":
+            raise ValueError(
+                f"pruner {self.pruner} looks at the validation loss while training, but metric is {self.metric}; set "
+                "pruner: none, or metric: loss"
+            )
+        return self
+
+    @property
+    def better(self) -> Literal["minimize", "maximize"]:
+        """In which direction the metric is better."""
+        return self.direction or ("minimize" if METRICS[self.metric].direction == "lower" else "maximize")
 
 
 class Sweep(_Strict):
@@ -231,6 +254,8 @@ def _refusal(path: Path, error: ValidationError) -> ConfigError:
 USUAL_RATES = {"lora": 2e-4, "full": 2e-5, "probe": 1e-3}
 """Rates of pretrained models where none is set: that of QLoRA's 7 to 13 B models (arXiv 2305.14314, appendix B), and a
 tenth of it for full fine-tuning. No search stands behind them."""
+CHANGES_LOSS = ("skill.", "data.", "base.", "pretrained.", "corpus.", "evaluation.", "testing.")
+"""Sections of a config whose values change what the validation loss means."""
 SEED_LISTS = ("seeds", "base_seeds")
 FROM_OUTSIDE = {
     "name": "a sweep is called as its file is; rename the file",
@@ -259,6 +284,8 @@ def read_sweep(name: str, overrides: Iterable[str] = ()) -> Sweep:
         raise _refusal(path, error) from error
     if not sweep.arms:
         raise ConfigError(f"{path} has no arms, so there is nothing to run; name a sweep that extends it")
+    for key in layer.keys() & (sweep.search.space.keys() if sweep.search else ()):
+        raise ConfigError(f"{path}: {key} is drawn by the search, so it cannot be set; leave it out")
     arms = {}
     for arm_name, arm in sweep.arms.items():
         grid = {key: [layer[key]] if key in layer else values for key, values in arm.grid.items()}
@@ -370,7 +397,7 @@ def _check_halving(sweep: Sweep, arm: Arm, halving: Halving, config: TrialConfig
             "set evaluation.split=validation"
         )
     for key in arm.grid:
-        if key.startswith(("skill.", "data.", "base.")) or key == "training.tokens":
+        if key.startswith(CHANGES_LOSS) or key == "training.tokens":
             raise ConfigError(
                 f"halving ranks cells by validation loss, which {key} changes the meaning of; make each value an arm"
             )

@@ -80,6 +80,11 @@ class SweepProgress:
             self.read[trial] = tokens
             self.ended_trials += 1
 
+    def expect_again(self, trial: str) -> None:
+        """Count on `trial`, which had ended, to read all of its tokens anew."""
+        self.ended_trials -= 1
+        del self.read[trial]
+
     def start_trial(self, trial: str) -> None:
         """Show that `trial` runs now."""
         if self.bar is not None:

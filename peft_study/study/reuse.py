@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from peft_study.errors import ConfigError, DataError
 from peft_study.files import write_atomic
 from peft_study.records import Status
-from peft_study.study.plan import Plan
+from peft_study.study.plan import Plan, PlannedTrial
 from peft_study.study.stores import read_result
+from peft_study.study.weights import BaseWeights
 
 SAMPLES = "samples.npz"
 """In the folder of a trial that was taken from a published table, in place of its outcomes."""
@@ -78,12 +79,34 @@ def read_trials(content: bytes, *, source: Path) -> dict[str, KeptTrial]:
         ) from error
 
 
-def reuse(plan: Plan, runs: Path, results: Path) -> int:
+def reuse(plan: Plan, runs: Path, results: Path, *, over_failed: bool = False) -> int:
     """Put the finished trials of the published table of `plan` into the folder `runs`; return how many.
 
-    Those that have a result there stay as they are. Trials are told by their ids, which hold a hash of their config.
-    Raises DataError where nothing was published, or the file is damaged; ConfigError where trials depend on others.
+    Those that have a result there stay as they are, but failed ones with `over_failed`. Trials are told by their ids,
+    which hold a hash of their config. Raises DataError where nothing was published, or the file is damaged;
+    ConfigError where trials depend on others; StoreError where they were made from other weights. Then nothing is put.
     """
+    taken = reusable(plan, runs, results, over_failed=over_failed)
+    weights, remedy = BaseWeights(), "leave REUSE (--reuse) out"
+    for planned, kept in taken:
+        begun = kept.result["provenance"]["base_weights"]
+        weights.refuse_others(planned.config, begun, what=f"the published {planned.trial}", remedy=remedy)
+    source = trials_path(results / f"{plan.sweep.name}.csv")
+    for planned, kept in taken:
+        folder = runs / plan.sweep.name / planned.trial
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SAMPLES).write_bytes(as_bytes({planned.trial: kept}))
+        result = kept.result | {"reused": str(source)}
+        write_atomic(folder / "provenance.json", json.dumps(result["provenance"], indent=1) + "\n")
+        # Last, as a trial does: without it the trial is not finished.
+        write_atomic(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    return len(taken)
+
+
+def reusable(
+    plan: Plan, runs: Path, results: Path, *, over_failed: bool = False
+) -> list[tuple[PlannedTrial, KeptTrial]]:
+    """Return the trials of `plan` that `reuse` would put into the folder `runs`, each with what is kept of it."""
     chooses = "a search" if plan.sweep.search else "halving" if any(a.halving for a in plan.sweep.arms.values()) else ""
     if chooses:
         raise ConfigError(
@@ -97,17 +120,10 @@ def reuse(plan: Plan, runs: Path, results: Path) -> int:
             f"or make it with `make publish SWEEP={plan.sweep.name}`"
         )
     kept = read_trials(source.read_bytes(), source=source)
-    taken = 0
+    found: list[tuple[PlannedTrial, KeptTrial]] = []
     for planned in plan.trials:
-        folder = runs / plan.sweep.name / planned.trial
-        found = kept.get(planned.trial)
-        if found is None or found.result["status"] != Status.FINISHED or read_result(folder) is not None:
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SAMPLES).write_bytes(as_bytes({planned.trial: found}))
-        result = found.result | {"reused": str(source)}
-        write_atomic(folder / "provenance.json", json.dumps(result["provenance"], indent=1) + "\n")
-        # Last, as a trial does: without it the trial is not finished.
-        write_atomic(folder / "result.json", json.dumps(result, indent=1) + "\n")
-        taken += 1
-    return taken
+        there, published = read_result(runs / plan.sweep.name / planned.trial), kept.get(planned.trial)
+        is_open = there is None or (over_failed and there["status"] == Status.FAILED)
+        if is_open and published is not None and published.result["status"] == Status.FINISHED:
+            found.append((planned, published))
+    return found

@@ -13,6 +13,7 @@ from peft_study.study.plan import PlannedTrial, Sweep, trial_id
 from peft_study.study.progress import SweepProgress
 from peft_study.study.stores import best_effort, check_stores, read_result, storage_errors
 from peft_study.study.tracking import TAG_LIMIT, Tracker
+from peft_study.study.weights import BaseWeights
 
 ALONE = Sweep(name="finetune", question="Trials that were run alone, each with the config on its own page.")
 """What holds the runs of such trials together in MLflow."""
@@ -27,7 +28,7 @@ def run_alone(config: TrialConfig, runs: Path, folder: Path | None, console: Con
     """Run a trial in `folder`, by default one under `runs`, unless it is finished there; return result and folder.
 
     A run that was killed or has failed goes on from its last checkpoint. ConfigError where the folder holds another
-    trial.
+    trial, StoreError where it was begun on other weights.
     """
     planned = PlannedTrial(trial_id(ALONE.name, config), ALONE.name, config)
     folder = folder or alone_folder(config, runs)
@@ -39,6 +40,8 @@ def run_alone(config: TrialConfig, runs: Path, folder: Path | None, console: Con
             raise ConfigError(f"{folder} holds trial {result['trial']} of another config; choose another --folder")
         if result is None and _begun(folder) not in (None, config_hash(config)):
             raise ConfigError(f"{folder} holds a run of another config that was begun; choose another --folder")
+        if result is None or result["status"] == Status.FAILED:
+            BaseWeights().check(folder, config, f"remove {folder}, or choose another --folder")
         tracker = Tracker(runs, ALONE)
         if result is None or result["status"] == Status.FAILED:
             result = _train(planned, folder, tracker, console)

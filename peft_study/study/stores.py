@@ -160,7 +160,9 @@ def as_store_error(error: BaseException, place: Path) -> StoreError | None:
         if template is None:
             template = next((found for text, found in _BY_TEXT.items() if text in str(link)), None)
         if template is not None:
-            shown = str(link).splitlines()[0]
+            # SQLAlchemy says first what it was doing; the database says what is wrong.
+            said = next((each for each in _chain(error) if isinstance(each, sqlite3.Error)), link)
+            shown = str(said).splitlines()[0]
             return StoreError(template.format(place=place, error=shown))
     return None
 

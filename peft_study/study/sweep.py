@@ -12,14 +12,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
 
 from peft_study import __version__
-from peft_study.errors import ConfigError, PeftStudyError, StoreError
+from peft_study.errors import ConfigError, PeftStudyError
 from peft_study.files import locked, write_atomic
-from peft_study.models.places import fingerprint
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig
 from peft_study.study.halving import MEASURE, State, brackets_of
@@ -30,6 +30,7 @@ from peft_study.study.progress import SweepProgress
 from peft_study.study.reuse import reuse
 from peft_study.study.stores import best_effort, check_stores, read_metrics, read_result, storage_errors
 from peft_study.study.tracking import Tracker, TrialRun
+from peft_study.study.weights import BaseWeights
 from peft_study.telling import Progress
 
 PAUSE = "waits at its rung"
@@ -95,14 +96,14 @@ def run_sweep(
     check_stores(runs)
     with storage_errors(runs), locked(runs / name / ".lock", busy=busy):
         console = console or Console()
+        if bank > 1:
+            _check_bank(plan)
         if reuse_from is not None:
-            taken = reuse(plan, runs, reuse_from)
+            taken = reuse(plan, runs, reuse_from, over_failed=retry_failed)
             console.print(f"{taken} finished trials taken from {reuse_from}", soft_wrap=True)
         sweep = RunningSweep(plan, runs, console)
         try:
             sweep.reconcile(retry_failed=retry_failed)
-            if bank > 1:
-                _check_bank(plan)
             run = run or (train_trial if bank == 1 else BankedTrials(bank))
             sweep.run_all(run, workers_for(plan.sweep, workers), seats=bank)
             return sweep.end()
@@ -202,7 +203,7 @@ class RunningSweep:
             settings = json.dumps([flat, search.model_dump(exclude={"trials"})], sort_keys=True)
             name = f"{self.sweep.name}/{cell}/{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
             self.ledgers[cell] = Ledger(
-                self.runs, name, direction=search.direction, pruner=search.pruner, space=search_space(search)
+                self.runs, name, direction=search.better, pruner=search.pruner, space=search_space(search)
             )
 
     def close(self) -> None:
@@ -250,21 +251,9 @@ class RunningSweep:
 
     def _check_bases(self) -> None:
         """Raise StoreError where a trial was begun on other weights than those its base has now."""
-        weights: dict[Path, str] = {}
+        bases = BaseWeights()
         for planned in self.trials:
-            path = self.folder / planned.trial / "provenance.json"
-            if not path.is_file():
-                continue
-            begun = json.loads(path.read_text())["base_weights"]
-            base = planned.config.base_folder
-            if base not in weights:
-                weights[base] = fingerprint(base)
-            # A base that is gone spoils nothing that is finished; loading says that it is missing.
-            if weights[base] and weights[base] != begun:
-                raise StoreError(
-                    f"{path.parent} was made from other weights ({begun}) than {base} has now ({weights[base]}); "
-                    f"put that base back, or move {self.folder} away to run the sweep anew"
-                )
+            bases.check(self.folder / planned.trial, planned.config, f"move {self.folder} away to run the sweep anew")
 
     def _recall_drawn(self) -> None:
         """Plan again what earlier runs of a search have drawn."""
@@ -294,24 +283,46 @@ class RunningSweep:
             self.tracker.open_parent()
         self.changed = True
 
-    def _next(self) -> PlannedTrial | None:
+    def _next(self, progress: SweepProgress | None = None) -> PlannedTrial | None:
         """Return the next trial to run, in the order of the plan; None where none can run now."""
         for planned in self.trials:
             trial = planned.trial
-            if trial in self.results or trial in self.active:
+            goes_on = trial not in self.brackets or self.brackets[trial].states[trial] is State.RUNS
+            if trial in self.active or not goes_on:
                 continue
-            if trial not in self.brackets or self.brackets[trial].states[trial] is State.RUNS:
+            if trial in self.results and self.results[trial]["status"] == Status.PRUNED and trial in self.brackets:
+                # Of more cells, of which some were added, it is among the best.
+                self._forget(planned, progress)
+            if trial not in self.results:
                 return planned
-        if self.sweep.search is None:
-            return None
+        return self._draw(progress) if self.sweep.search is not None else None
+
+    def _draw(self, progress: SweepProgress | None) -> PlannedTrial | None:
+        """Return the next trial that a search draws and that has no result; None where it has drawn all."""
+        assert self.sweep.search is not None
         for cell, ledger in self.ledgers.items():
-            if (planned := ledger.draw(self.plan, cell, self.sweep.search)) is not None:
+            while (planned := ledger.draw(self.plan, cell, self.sweep.search)) is not None:
                 self._change()
                 ledger.enqueue(planned)
                 self.trials.append(planned)
                 self.tracker.log_plan(self.trials)
-                return planned
+                result = read_result(self.folder / planned.trial)
+                # What one pruner has stopped another may let go on.
+                if result is None or result["status"] == Status.PRUNED:
+                    return planned
+                self._record(planned, result, told=False)
+                if progress is not None:
+                    progress.expect(planned.trial, result.get("tokens") or 0, done=True)
         return None
+
+    def _forget(self, planned: PlannedTrial, progress: SweepProgress | None) -> None:
+        """Let a trial that has ended be run anew."""
+        self._change()
+        (self.folder / planned.trial / "result.json").unlink()
+        del self.results[planned.trial]
+        self.ledgers[planned.arm].enqueue(planned)
+        if progress is not None:
+            progress.expect_again(planned.trial)
 
     def run_all(self, run: TrialRunner, num_workers: int, *, seats: int = 1) -> None:
         """Run what is missing; what stops the sweep from outside leaves the trials that ran waiting."""
@@ -332,12 +343,12 @@ class RunningSweep:
                 while True:
                     while planned is not None:
                         self._start(planned, workers, progress)
-                        planned = self._next() if workers.has_room else None
+                        planned = self._next(progress) if workers.has_room else None
                     if not self.active:
                         return
                     for event in workers.events():
                         self._hear(event, workers, progress)
-                    planned = self._next() if workers.has_room else None
+                    planned = self._next(progress) if workers.has_room else None
         except BaseException as error:
             self._put_back()
             if isinstance(error, WorkerDiedError):
@@ -355,6 +366,9 @@ class RunningSweep:
         self.active[planned.trial] = tracked
         if planned.trial not in self.brackets:
             progress.expect(planned.trial, planned.config.training.tokens)
+        if search := self.sweep.search:
+            left = search.trials * len(self.plan.cells) - len(self.trials)
+            progress.expect("to be drawn", round(left * fmean(each.config.training.tokens for each in self.trials)))
         progress.start_trial(planned.trial)
         folder = self.folder / planned.trial
         workers.submit(Job(planned.config, folder, planned.trial, planned.arm, self.sweep.name))

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "peft_study"
+_PARENT = "mlflow.parentRunId"
 ARTIFACTS = (
     "result.json",
     "outcomes.npz",
@@ -232,9 +233,11 @@ class Tracker:
                 self.children[trial] = self.client.get_run(run.info.run_id)
 
     def is_complete(self, result: Mapping[str, Any]) -> bool:
-        """Return whether the run of a trial says what its result says."""
+        """Return whether the run of a trial says what its result says, below the sweep's run."""
         run = self.children.get(result["trial"])
-        return run is not None and _has_status(run, result["status"])
+        if run is None or self.parent is None or run.data.tags.get(_PARENT) != self.parent.info.run_id:
+            return False
+        return _has_status(run, result["status"])
 
     def start(self, planned: PlannedTrial, optuna_number: int) -> "TrialRun":
         """Return the run of a trial, a new one or the one that was begun, set to running."""
@@ -251,10 +254,11 @@ class Tracker:
         }
         if planned.alarms:
             tags["alarms"] = "; ".join(planned.alarms)[:TAG_LIMIT]
+        opened = self.parent if self.parent and self.parent.info.status == "RUNNING" else self.open_parent()
+        # Another one than the run has had where somebody has deleted that.
+        tags[_PARENT] = opened.info.run_id
         if run is None:
-            opened = self.parent if self.parent and self.parent.info.status == "RUNNING" else self.open_parent()
-            parent = {"mlflow.parentRunId": opened.info.run_id}
-            run = self.client.create_run(self.experiment_id, run_name=planned.trial, tags={**tags, **parent})
+            run = self.client.create_run(self.experiment_id, run_name=planned.trial, tags=tags)
         else:
             self.client.update_run(run.info.run_id, "RUNNING")
         self.children[planned.trial] = run

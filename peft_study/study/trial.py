@@ -113,10 +113,17 @@ def _knows_back(config: TrialConfig) -> bool:
     )
 
 
-def evaluate_learner(learner: Learner, config: TrialConfig, evaluator: Evaluator, cache: Path | None) -> Findings:
-    """Measure a trained learner on its skill's sets; the error-free base's own solutions are kept in `cache`."""
+def evaluate_learner(
+    learner: Learner, config: TrialConfig, evaluator: Evaluator, cache: Path | None, *, may_be_alone: bool = False
+) -> Findings:
+    """Measure a trained learner on its skill's sets; the error-free base's own solutions are kept in `cache`.
+
+    With `may_be_alone` what is measured beside the error-free base of a retry base is left out where that is not there.
+    """
     error_free = BaseConfig(name="error-free", seed=config.base.seed) if config.base.name == "retry" else config.base
     folder = base_folder(error_free, config.data.family)
+    if may_be_alone and not fingerprint(folder) and config.skill.name == "correction":
+        return evaluator.correction(learner, None, free=_knows_back(config))
     baseline = evaluator.base_attempts(lambda: load_base(error_free, config.data.family), fingerprint(folder), cache)
     if config.skill.name == "detection":
         return evaluator.detection(learner, baseline)
@@ -183,7 +190,7 @@ def run_trial(
     (PeftStudyError) is raised, nothing is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_atomic(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     base = config.base_folder
     origin = provenance() | {"base": str(base), "base_weights": fingerprint(base)}
     write_atomic(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")

@@ -25,6 +25,10 @@ TUNING_METRIC = {"correction": ("ood", "accuracy"), "detection": ("injected", "d
 """Skill to the (set, metric) that decides, the mean over its ops."""
 
 
+TUNED_FAMILY = "nano"
+"""What `sweeps/lr.yaml` and `lr_long.yaml` tune rates of."""
+
+
 def _remedy(sweep: str) -> str:
     return f"run `make sweep SWEEP={sweep}` and `make publish SWEEP={sweep}`, or set training.lr"
 
@@ -192,8 +196,11 @@ def _octaves(one: int, other: int) -> float:
 
 
 def _remedy_for(wanted: Cell) -> str:
+    if wanted.family != TUNED_FAMILY:
+        return f"the published rates are of {TUNED_FAMILY}; set training.lr"
     sweep = "lr_long" if wanted.targets not in ("", "all-linear") else "lr"
-    tuned = f"let an arm of sweeps/{sweep}.yaml try method.targets={wanted.targets}, " if wanted.targets else ""
+    is_new = wanted.targets not in ("", "all-linear")
+    tuned = f"let an arm of sweeps/{sweep}.yaml try method.targets={wanted.targets}, " if is_new else ""
     return f"{tuned}{_remedy(sweep)}"
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AddedToken, PreTrainedTokenizerFast
 
 LINES = [
     "the end.\nSo 3 + 4 = 7 it is.\n#### 7",
@@ -71,9 +71,8 @@ def pieces_with_spaces() -> Callable[..., Any]:
         )
         tokenizer.train_from_iterator(["Yes", "No", "Is it right?", "Is it"] * 5, trainer)
         made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-        made.add_special_tokens(
-            {"additional_special_tokens": [AddedToken(mark, rstrip=True, normalized=False) for mark in swallowing]}
-        )
+        marks: list[str | AddedToken] = [AddedToken(mark, rstrip=True, normalized=False) for mark in swallowing]
+        made.add_special_tokens({"additional_special_tokens": marks})
         made.chat_template = template
         return made
 

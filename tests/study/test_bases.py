@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from peft_study.errors import CheckpointError, StoreError
+from peft_study.errors import CheckpointError, ConfigError, StoreError
 from peft_study.models.base import Architecture, load_model, read_pretraining
 from peft_study.study import bases
 from peft_study.study.bases import make_base, pretrain_command
@@ -96,6 +96,14 @@ def test_a_killed_run_goes_on_to_the_same_base(tiny: Architecture, tmp_path: Pat
     resumed = made(configured(tiny))
     expected, found = weights(straight), weights(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_run_that_was_begun_with_another_config_is_refused(tiny: Architecture) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        made(configured(tiny), kill_at=3)
+    with pytest.raises(ConfigError, match=r"begun with problem_weight=.*, not 1.0; ask for the same, or remove runs"):
+        made(configured(tiny, problem_weight=1.0))
+    made(configured(tiny))
 
 
 def test_the_two_bases_of_a_pair_differ_in_mistakes_alone(tiny: Architecture) -> None:

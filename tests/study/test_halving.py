@@ -168,6 +168,23 @@ def test_a_stopped_sweep_goes_on_where_it_was(
     assert len(trial.ran) + len(rest.ran) <= len(undisturbed.ran) + 1
 
 
+@pytest.mark.parametrize("number", [10, 15, 27])
+def test_a_sweep_with_more_cells_ends_as_if_it_had_had_them_before(
+    write_sweep: Write, tmp_path: Path, runs: Path, fake: Any, number: int
+) -> None:
+    """What was out among few may be among the best of many."""
+    more = plan_of(write_sweep, grid={"training.lr": RATES + [i * 1.1e-3 for i in range(1, number - 8)]})
+    fewer = plan_of(write_sweep)
+    straight = sweep(more, Path(shutil.copytree(runs, tmp_path / "straight")), fake.FakeTrial())
+    sweep(fewer, runs, fake.FakeTrial())
+    widened = sweep(more, runs, fake.FakeTrial())
+    finished = {i for i, status in straight.statuses.items() if status is Status.FINISHED}
+    assert {i for i, status in widened.statuses.items() if status is Status.FINISHED} >= finished
+    again = fake.FakeTrial()
+    assert not sweep(more, runs, again).changed
+    assert again.ran == []
+
+
 def test_a_failed_trial_of_a_sweep_leaves_its_place_to_others(halved: Plan, runs: Path, fake: Any) -> None:
     of_seed = [planned for planned in halved.trials if planned.config.seed == 0]
     best = min(of_seed, key=lambda planned: fake.worth(planned.config))
@@ -184,6 +201,7 @@ def test_a_failed_trial_of_a_sweep_leaves_its_place_to_others(halved: Plan, runs
         (("evaluation.split=test",), {}, "may not see test problems"),
         (("training.points=8",), {}, r"at 1/9 of the tokens, but the loss is measured 8 times; set training.points=9"),
         ((), {"grid": {"skill.mask": [True, False]}}, r"which skill\.mask changes the meaning of"),
+        ((), {"grid": {"evaluation.loss_windows": [8, 16]}}, r"which evaluation\.loss_windows changes the meaning of"),
         ((), {"grid": {"training.tokens": [600, 1_200]}}, r"which training\.tokens changes the meaning of"),
         ((), {"halving": {"factr": 3}}, r"unknown key 'arms\.a\.halving\.factr'; the nearest known key is 'factor'"),
         ((), {"halving": {"factor": 1}}, r"arms\.a\.halving\.factor: .*greater than or equal to 2, but got 1"),

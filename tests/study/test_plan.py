@@ -89,6 +89,12 @@ def test_a_sweep_is_called_as_its_file(write_sweep: Write) -> None:
             "nearest known key is 'l",
         ),
         ({"search": {"trials": 3, "space": {"training.lr": {"low": 2, "high": 1}}}}, "low must be at most high"),
+        ({"search": {**SEARCH, "metric": "acuracy"}}, "is 'acuracy'; the nearest is 'accuracy'"),
+        ({"search": {**SEARCH, "metric": "retractions"}}, "retractions is better neither way; say direction"),
+        (
+            {"search": {**SEARCH, "metric": "accuracy", "pruner": "median"}},
+            "pruner median looks at the validation loss while training, but metric is accuracy",
+        ),
         (
             {"trial": {"method": {"rnak": 2}}},
             "unknown config key 'method.rnak'; the nearest known key is 'method.rank'",
@@ -188,6 +194,19 @@ def test_an_override_cannot_open_test_problems_to_a_search(write_sweep: Write) -
     assert plan_of(path).trials == []
     with pytest.raises(ConfigError, match="a search may not see test problems"):
         plan_of(path, "evaluation.split=test")
+
+
+def test_a_search_knows_what_is_better(write_sweep: Write) -> None:
+    for metric, better in (("loss", "minimize"), ("accuracy", "maximize"), ("unparsable", "minimize")):
+        search = plan_of(write_sweep(search={**SEARCH, "metric": metric}, seeds=[0], trial=VALIDATION)).sweep.search
+        assert search is not None
+        assert search.better == better
+
+
+def test_what_a_search_draws_cannot_be_set(write_sweep: Write) -> None:
+    path = write_sweep(search=SEARCH, seeds=[0], trial=VALIDATION)
+    with pytest.raises(ConfigError, match=r"training\.lr is drawn by the search, so it cannot be set; leave it out"):
+        plan_of(path, "training.lr=0.5")
 
 
 def test_a_search_takes_one_seed(write_sweep: Write) -> None:

@@ -76,9 +76,35 @@ def test_trials_of_another_config_are_not_taken(plan: Plan, fake: Any, published
 def test_trials_of_another_base_are_refused(
     plan: Plan, fake: Any, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peft_study.study.sweep.fingerprint", lambda _: "other weights")
-    with pytest.raises(StoreError, match=r"made from other weights .* than .* has now \(other weights\)"):
-        sweep(plan, tmp_path / "elsewhere", fake.FakeTrial(), published)
+    """And nothing is put anywhere: the sweep goes on without them."""
+    elsewhere, trial = tmp_path / "elsewhere", fake.FakeTrial()
+    with monkeypatch.context() as other:
+        other.setattr("peft_study.study.weights.fingerprint", lambda _: "other weights")
+        with pytest.raises(
+            StoreError, match=r"published .* made from other weights .* \(other weights\); .*leave REUSE"
+        ):
+            sweep(plan, elsewhere, fake.FakeTrial(), published)
+    assert set(sweep(plan, elsewhere, trial).statuses.values()) == {Status.FINISHED}
+    assert len(trial.ran) == len(plan.trials)
+
+
+def test_failed_trials_that_are_published_are_not_run_again(
+    plan: Plan, fake: Any, published: Path, tmp_path: Path
+) -> None:
+    elsewhere, again = tmp_path / "elsewhere", fake.FakeTrial()
+    sweep(half(plan), elsewhere, fake.FakeTrial(failing=("detection-full",)))
+    assert Status.FAILED in sweep(half(plan), elsewhere, again, published).statuses.values()
+    outcome = run_sweep(
+        half(plan),
+        elsewhere,
+        run=again,
+        workers=0,
+        retry_failed=True,
+        reuse_from=published,
+        console=Console(file=io.StringIO()),
+    )
+    assert set(outcome.statuses.values()) == {Status.FINISHED}
+    assert again.ran == []
 
 
 def test_what_was_changed_on_the_command_line_is_not_published(

@@ -16,13 +16,17 @@ import optuna
 import pytest
 from rich.console import Console
 
-from peft_study.errors import StoreError
+from analysis.export import export_sweep
+from analysis.table import read_results, to_rows, trial_rows
+from peft_study.errors import ConfigError, StoreError
 from peft_study.files import locked
 from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
 from peft_study.study.plan import Plan, build_plan, read_sweep
+from peft_study.study.progress import SweepProgress
 from peft_study.study.stores import check_stores
 from peft_study.study.sweep import Outcome, run_sweep
+from peft_study.study.tracking import Tracker
 
 Write = Callable[..., Path]
 Read = Callable[[Path], Any]
@@ -278,6 +282,81 @@ def test_a_search_draws_the_same_trials_whether_stopped_or_not(
     again = fake.FakeTrial()
     assert not sweep(plan, runs, again).changed
     assert again.ran == []
+
+
+def test_what_a_search_has_drawn_is_not_drawn_and_run_again(
+    write_sweep: Write, runs: Path, databases: Path, fake: Any, read_databases: Read
+) -> None:
+    """Neither where its study is lost, nor where another pruner has another one; but what a pruner stopped is."""
+    arms = {"full": {"trial": {"method": {"name": "full"}}}}
+
+    def plan(pruner: str) -> Plan:
+        search = {**SEARCH, "pruner": pruner}
+        return build_plan(read_sweep(str(write_sweep(search=search, trial=VALIDATION, seeds=[0], arms=arms))))
+
+    first = sweep(plan("none"), runs, fake.FakeTrial())
+    before = read_databases(runs)
+    for name in ("optuna.db", "mlflow.db"):
+        shutil.copy(databases / name, runs / name)
+    # The fifth was never finished.
+    lost = list(first.statuses)[4]
+    (runs / "made_up" / lost / "result.json").unlink()
+    again = fake.FakeTrial()
+    assert sweep(plan("none"), runs, again).statuses == first.statuses
+    assert again.ran == [lost]
+    assert read_databases(runs) == before
+    pruned = [i for i, each in sweep(plan("median"), runs, again).statuses.items() if each is Status.PRUNED]
+    whole = fake.FakeTrial()
+    for name in ("optuna.db", "mlflow.db"):
+        shutil.copy(databases / name, runs / name)
+    sweep(plan("none"), runs, whole)
+    assert set(whole.ran) == set(pruned) & set(first.statuses)
+
+
+def test_trials_that_a_search_will_draw_are_expected(write_sweep: Write, runs: Path, fake: Any) -> None:
+    arms = {"full": {"trial": {"method": {"name": "full"}}}}
+    plan = build_plan(read_sweep(str(write_sweep(search=SEARCH, trial=VALIDATION, seeds=[0], arms=arms))))
+    seen: list[tuple[int, int]] = []
+    trial = fake.FakeTrial()
+    with pytest.MonkeyPatch.context() as patched:
+
+        def left(progress: SweepProgress) -> None:
+            seen.append((progress.ended_trials, sum(progress.expected.values())))
+
+        patched.setattr(SweepProgress, "seconds_left", left)
+        patched.setattr("peft_study.study.progress.LINE_SECONDS", 0.0)
+        sweep(plan, runs, trial)
+    assert {tokens for _, tokens in seen} == {12 * 1_200}
+
+
+def test_a_grid_over_a_section_that_a_trial_has_not_is_run(write_sweep: Write, runs: Path, fake: Any) -> None:
+    arms = {"a": {"trial": {"method": {"name": "full"}}, "grid": {"method.dropout": [0.0]}}}
+    plan = build_plan(read_sweep(str(write_sweep(arms=arms))))
+    trials = [each._replace(config=each.config.model_copy(update={"testing": None})) for each in plan.trials]
+    arms = {"a": plan.sweep.arms["a"].model_copy(update={"grid": {"testing.max_new_tokens": [4]}})}
+    plan = plan._replace(trials=trials, sweep=plan.sweep.model_copy(update={"arms": arms}))
+    assert set(sweep(plan, runs, fake.FakeTrial()).statuses.values()) == {Status.FINISHED}
+
+
+def test_a_bank_that_cannot_be_is_refused_before_anything_is_written(
+    write_sweep: Write, runs: Path, fake: Any, read_databases: Read
+) -> None:
+    arms = {"a": {"trial": {"method": {"name": "lora", "rank": 1, "dropout": 0.1}}}}
+    plan = build_plan(read_sweep(str(write_sweep(arms=arms))))
+    with pytest.raises(ConfigError, match=r"has dropout, .* leave --bank out"):
+        sweep(plan, runs, fake.FakeTrial(), bank=2)
+    assert read_databases(runs) == ([], [], [])
+
+
+def test_a_run_of_the_sweep_that_was_deleted_is_made_anew(plan: Plan, runs: Path, fake: Any) -> None:
+    sweep(plan, runs, fake.FakeTrial())
+    tracker = Tracker(runs, plan.sweep)
+    assert tracker.parent is not None
+    tracker.client.delete_run(tracker.parent.info.run_id)
+    assert sweep(plan, runs, fake.FakeTrial()).changed
+    rows = to_rows(trial_rows(read_results(export_sweep(plan.sweep.name, runs))))
+    assert {row["status"] for row in rows} == {"finished"}
+    assert not sweep(plan, runs, fake.FakeTrial()).changed
 
 
 @pytest.mark.parametrize("pruner", ["median", "halving"])

@@ -18,7 +18,7 @@ from analysis.export import results_path
 from analysis.report import write_report
 from analysis.summary import summarize
 from analysis.table import read_results
-from peft_study.errors import CheckpointError, ConfigError
+from peft_study.errors import CheckpointError, ConfigError, StoreError
 from peft_study.records import Status
 from peft_study.study import texts
 from peft_study.study.config import TrialConfig, build_config
@@ -338,6 +338,10 @@ def test_a_failure_while_measuring_does_not_cost_the_training(
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
     client = MlflowClient(f"sqlite:///{mlflow_path(runs)}")
     assert client.search_runs(["1"], "tags.reason LIKE '%memory'")
+    with monkeypatch.context() as patched:
+        patched.setattr("peft_study.study.weights.fingerprint", lambda _: "others")
+        with pytest.raises(StoreError, match=r"made from other weights .*; .* remove"):
+            run_alone(config, runs, folder, QUIET)
     with monkeypatch.context() as patched:
         patched.setattr("peft_study.training.supervised.batch_loss", no_memory)
         result, _ = run_alone(config, runs, folder, QUIET)

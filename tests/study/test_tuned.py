@@ -167,6 +167,21 @@ def test_a_missing_cell_is_named_with_its_remedy(write_rates: Write, tuned_row: 
         assert text in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data__family": "mini"}, "for mini, .*; the published rates are of nano; set training.lr$"),
+        (
+            {"skill__name": "detection"},
+            "for nano, detection, .*; run `make sweep SWEEP=lr` and `make publish SWEEP=lr`",
+        ),
+    ],
+)
+def test_a_remedy_helps(write_rates: Write, tuned_row: Row, changes: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        TunedRates(write_rates(tuned_row(0.001, 0.5))).look_up(config_of(**changes))
+
+
 def test_a_second_table_adds_cells(write_rates: Write, tuned_row: Row, tmp_path: Path) -> None:
     first = write_rates(*(tuned_row(lr, v) for lr, v in ((0.001, 0.1), (0.003, 0.9), (0.01, 0.2)))).rename(
         tmp_path / "first.csv"
