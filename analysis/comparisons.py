@@ -3,6 +3,7 @@
 Two arms are compared that differ in one thing, and a difference is of the same problems and bases in every draw.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,6 +58,15 @@ def full_name(line: ArmSummary) -> str:
     return f"{name_of(line)}{rank}"
 
 
+def _names(lines: Sequence[ArmSummary]) -> dict[tuple[str, str], str]:
+    """Return (skill, arm) to its name; where several arms of a skill have one, as of two families, theirs is added."""
+    counts = Counter((line.skill, full_name(line)) for line in lines)
+    return {
+        (line.skill, line.arm): full_name(line) + f" ({line.arm})" * (counts[line.skill, full_name(line)] > 1)
+        for line in lines
+    }
+
+
 def compare(lines: Sequence[ArmSummary], trials: Sequence[TrialRecord]) -> list[Comparison]:
     """Return all comparisons of the arms of a sweep, by topic; where no base has a trial of both, there is none."""
     return Comparer(lines, trials).all()
@@ -67,6 +77,7 @@ class Comparer:
 
     def __init__(self, lines: Sequence[ArmSummary], trials: Sequence[TrialRecord]) -> None:
         self.lines = lines
+        self.names = _names(lines)
         self.samples = arm_samples(trials)
         self.precisions: dict[str, set[str]] = {}
         """Arm to what its trials were trained in."""
@@ -81,7 +92,7 @@ class Comparer:
             for line in self.lines:
                 other = partner(line, self.lines) if line.role in TRAINED else None
                 if other is not None:
-                    names = full_name(line), full_name(other)
+                    names = self.names[line.skill, line.arm], self.names[other.skill, other.arm]
                     for key in keys(line):
                         found += self._difference(topic, names, Side(line, key), Side(other, key))
         return found + self._noticing() + self._contrast()
@@ -90,7 +101,7 @@ class Comparer:
         """Return how a correction model's own [BACK] ranks mistakes beside a detector that was trained alike."""
         found = []
         for line, twin in self._twins():
-            names = f"correction: {full_name(line)}", f"detection: {full_name(twin)}"
+            names = f"correction: {self.names[line.skill, line.arm]}", f"detection: {self.names[twin.skill, twin.arm]}"
             for where in ("injected", "own") if line.op is not None else ():
                 free, trained = (Key(metric, where, line.op) for metric in ("free_auroc", "detect_auroc"))
                 found += self._difference(NOTICING, names, Side(line, free), Side(twin, trained))
@@ -111,7 +122,7 @@ class Comparer:
             detection, correction = gap_draws(detected, probe, free), gap_draws(solved, control, best)
             if detection is None or correction is None:
                 continue
-            names = f"detection: {full_name(twin)}", f"correction: {full_name(line)}"
+            names = f"detection: {self.names[twin.skill, twin.arm]}", f"correction: {self.names[line.skill, line.arm]}"
             by_base = tuple(self._gap_on(sides, base) for base in bases)
             found.append(
                 self._comparison(CONTRAST, names, "gap closed", (detection, correction), by_base, sides[:2], bases)

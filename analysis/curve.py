@@ -6,9 +6,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.page import Element, Table, Text
-from analysis.summary import ArmSummary, Interval, Role, on_curve
+from analysis.summary import ArmSummary, Interval, Role, on_curve, other_settings
 from analysis.table import arm_rows, to_rows
-from analysis.verdict import show
+from analysis.verdict import show, show_gap
 from peft_study.igsm.families import FAMILIES
 
 
@@ -39,6 +39,7 @@ def place_of(line: ArmSummary) -> Place:
 def curve_table(lines: Sequence[ArmSummary], frame: pd.DataFrame) -> list[Element]:
     """Return both skills side by side: references, ranks, full fine-tuning; below, what must be known of a cell."""
     measured = pooled_values(frame)
+    others = other_settings(lines)
     lines = [line for line in lines if on_curve(line, lines)]
     columns = {"": [line for line in lines if line.skill == "correction" and line.row["mask"]]}
     columns["unmasked"] = [line for line in lines if line.skill == "correction" and not line.row["mask"]]
@@ -63,17 +64,17 @@ def curve_table(lines: Sequence[ArmSummary], frame: pd.DataFrame) -> list[Elemen
     for place in sorted({place for of in placed.values() for place in of}):
         solved, unmasked, detected = (of.get(place) for of in placed.values())
         cells = [_ROW_NAMES[place.role] + (f" {place.rank}" if place.rank else "")]
-        cells += [value_of(solved), show(solved.gap, 2) if solved else ""]
+        cells += [value_of(solved), show_gap(solved) if solved else ""]
         cells += [beside(solved, "id", known)] * bool(known)
         cells += [value_of(unmasked)] * bool(columns["unmasked"])
-        cells += [value_of(detected), show(detected.gap, 2) if detected else ""]
+        cells += [value_of(detected), show_gap(detected) if detected else ""]
         rows.append([*cells, beside(detected, "own", op), beside(detected, "pairs", op)])
     at = f" at op {op}" if op else ""
     header = ["", f"correction: solved{at}", "gap closed"] + [f"at op {known}, as in training"] * bool(known)
     header += ["solved, loss on mistakes too"] * bool(columns["unmasked"])
     table = Table([*header, f"detection: AUROC{at}", "gap closed", "own mistakes", "pairs"], rows)
-    spelled = "; ".join(f"({number}) {alarm}" for alarm, number in alarms.items())
-    return [table, Text(f"{spelled}.")] if alarms else [table]
+    notes = ["; ".join(f"({number}) {alarm}" for alarm, number in alarms.items()) + "."] if alarms else []
+    return [table, *(Text(note) for note in (*notes, others) if note)]
 
 
 def pooled_values(frame: pd.DataFrame) -> dict[tuple[str, str, str, int | None], Interval]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from analysis.stats import Key
-from analysis.summary import ArmSummary, Role, on_curve
+from analysis.summary import ArmSummary, Role, on_curve, same_setting
 from peft_study.igsm.families import FAMILIES
 
 TRAINED = (Role.ADAPTER, Role.FULL)
@@ -54,7 +54,8 @@ def alike(
 ) -> list[ArmSummary]:
     """Return the other arms that are as `line` in all columns but those named `but`, and those that `changes` sets.
 
-    `role` is that of `line` where it is not given; of detectors the mask says nothing.
+    `role` is that of `line` where it is not given; of detectors the mask says nothing. All are of one setting, and
+    adapters of one scale.
     """
     columns = {"skill", "method", "targets", "embeddings", "rank", "mask", "base"}
     wanted = {column: line.row[column] for column in columns.difference(but)} | changes
@@ -66,21 +67,28 @@ def alike(
         for other in lines
         if other.arm != line.arm
         and (other.skill, other.role) == (skill, role or line.role)
+        and same_setting(line, other)
+        and (None in (_scale(line), _scale(other)) or _scale(line) == _scale(other))
         and all(other.row[column] == value for column, value in wanted.items())
     ]
+
+
+def _scale(line: ArmSummary) -> float | None:
+    """Return alpha / rank of an adapter."""
+    return line.row["lora_alpha"] / line.row["rank"] if line.row["method"] == "lora" else None
 
 
 def reference(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
     """Return the lower end of the skill's scale: the control that is fully trained, or the probe."""
     role = Role.CONTROL if line.skill == "correction" else Role.PROBE
-    return first_of(
-        [other for other in lines if (other.skill, other.role) == (line.skill, role) and on_curve(other, lines)]
-    )
+    found = [other for other in lines if (other.skill, other.role) == (line.skill, role) and same_setting(line, other)]
+    return first_of([other for other in found if on_curve(other, found)])
 
 
 def upper(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
     """Return the upper end of the skill's scale."""
-    return first_of([other for other in lines if (other.skill, other.role) == (line.skill, Role.UPPER)])
+    of_role = [other for other in lines if (other.skill, other.role) == (line.skill, Role.UPPER)]
+    return first_of([other for other in of_role if same_setting(line, other)])
 
 
 def _clean(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
@@ -90,8 +98,8 @@ def _clean(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
 
 
 def _base(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    of_role = (other for other in lines if (other.skill, other.role) == ("correction", Role.BASE))
-    return next(of_role, None) if line.skill == "correction" else None
+    of_role = [other for other in lines if (other.skill, other.role) == ("correction", Role.BASE)]
+    return first_of([x for x in of_role if same_setting(line, x)]) if line.skill == "correction" else None
 
 
 def _full(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
@@ -102,6 +110,11 @@ def _full(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
 def _lowest_rank(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
     lower = [other for other in alike(lines, line, but=["rank"]) if (other.row["rank"] or 0) < (line.row["rank"] or 0)]
     return min(lower, key=lambda other: other.row["rank"], default=None)
+
+
+def _highest_rank(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
+    higher = [other for other in alike(lines, line, but=["rank"]) if (other.row["rank"] or 0) > (line.row["rank"] or 0)]
+    return max(higher, key=lambda other: other.row["rank"], default=None)
 
 
 def _all_linear(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
@@ -142,6 +155,7 @@ TOPICS: dict[str, Topic] = {
     "in distribution, beside the base as it is": Topic(_base, _in_distribution),
     "short of full fine-tuning": Topic(_full, _every_set),
     "rank": Topic(_lowest_rank, _headline),
+    "short of the highest rank": Topic(_highest_rank, _headline),
     "matrices, at the same rank": Topic(_all_linear, _headline),
     "matrices, with as many parameters": Topic(_as_large, _headline),
     "rows of the new words": Topic(_rows, _headline),

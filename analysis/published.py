@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from analysis.summary import ArmSummary, Interval, Role, on_curve
+from analysis.verdict import show_gap
 
 IN_DISTRIBUTION, OUT_OF_DISTRIBUTION = ("med_pq", "15"), ("med_pq", "23")
 """Family and operation count of the cells that are shown: the largest of training, and the largest of all."""
@@ -50,7 +51,8 @@ class BesideRow(NamedTuple):
     paper_gap: float | None
     """Gap closed by the mean over cells, between `original` and `pretrain 2x`."""
     ours: Interval | None
-    our_gap: Interval | None
+    our_gap: str
+    """As it is shown."""
 
 
 def published_rows() -> list[PublishedRow]:
@@ -97,4 +99,4 @@ def beside(lines: Sequence[ArmSummary], *, retry_rate: float, mask: bool) -> lis
 def _beside(text: str, row: PublishedRow | None, scale: dict[str, float], line: ArmSummary | None) -> BesideRow:
     lower, upper = scale["original"], scale["pretrain 2x"]
     gap = None if row is None or row.name in ("original", "pretrain 2x") else (row.mean - lower) / (upper - lower)
-    return BesideRow(text, row, gap, line.raw if line else None, line.gap if line else None)
+    return BesideRow(text, row, gap, line.raw if line else None, show_gap(line) if line else "")

@@ -66,7 +66,8 @@ class TrialRecord:
         """Return what can be pooled with other trials."""
         if self.kept is not None:
             return self.kept
-        n = int(_measured(self.config)["n"]) if self.outcomes else 0
+        # Of real texts there may be fewer than were asked for.
+        n = int(self.config["evaluation"]["n"]) if "pretrained" not in self.config else None
         return samples_of(self.outcomes, n=n, seed=BOOTSTRAP_SEED)
 
 

@@ -5,7 +5,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -46,7 +46,7 @@ def cells_of(line: ArmSummary) -> list[str]:
         "" if row["lr"] is None else f"{row['lr']:g}",
         line.metric,
         show(line.raw, 3) or _EMPTY,
-        "no gap" if line.no_gap else show(line.gap, 2) or _EMPTY,
+        verdict.show_gap(line) or _EMPTY,
         _short(row["trainable_params"]),
         _short(row["tokens"]),
         _short(row["tokens_with_loss"]),
@@ -79,12 +79,14 @@ def comparison_tables(found: Sequence[Comparison]) -> list[Element]:
 
 def comparison_note(found: Sequence[Comparison]) -> str:
     """Return what a reader must know of comparisons."""
+    two = (
+        " Beside the interval stands the difference on each base alone: of the draws from two bases a quarter takes "
+        "only the one and a quarter only the other, so an arm has to be ahead on both to be called higher."
+    )
     return (
         "Differences of arms that differ in one thing, or of an arm and a reference, first less second. Each draw "
         "takes both on the same bases and problems; intervals are 95 % each and not widened for there being "
-        f"{len(found)} of them. Beside the interval stands the difference on each base alone: of the draws from two "
-        "bases a quarter takes only the one and a quarter only the other, so an arm has to be ahead on both to be "
-        "called higher."
+        f"{len(found)} of them.{two if {len(each.by_base) for each in found} == {2} else ''}"
     )
 
 
@@ -112,66 +114,89 @@ def measure_tables(frame: pd.DataFrame) -> list[Element]:
     """Return all other measures, as means over the trials of an arm: a table for each set, a row for each arm."""
     elements: list[Element] = []
     for skill in SKILLS:
-        sets = trial_values(frame, skill)
+        sets = arm_means(frame, skill)
         if sets:
-            note = "Means over trials; intervals are in `results.csv`. Names as in `peft_study/records.py`."
+            note = "Means over trials, each base pair weighing the same; the table has those of each trial, with their "
+            note += "intervals. Names as in `peft_study/records.py`."
             elements += [Heading(f"All measures of {skill}"), Text(note)]
         for (set_name, op), arms in sets.items():
             metrics = [metric for metric in METRICS if any(metric in of_arm for of_arm in arms.values())]
-            rows = [[arm, *(mean_of(of_arm.get(metric), 3) for metric in metrics)] for arm, of_arm in arms.items()]
+            rows = [[arm, *(number(of_arm.get(metric), 3) for metric in metrics)] for arm, of_arm in arms.items()]
             name = f"{set_name} op {op}" if op else set_name
             elements.append(Table((name, *(f"`{metric}`" for metric in metrics)), rows))
     return elements
 
 
-def trial_values(frame: pd.DataFrame, skill: str) -> dict[tuple[str, int | None], dict[str, dict[str, list[float]]]]:
-    """Return what the trials of each arm measured: by set and operation count, arm and metric."""
-    values: dict[tuple[str, int | None], dict[str, dict[str, list[float]]]] = {}
+def arm_means(frame: pd.DataFrame, skill: str) -> dict[tuple[str, int | None], dict[str, dict[str, float]]]:
+    """Return what the arms measured, by set and operation count, arm and metric.
+
+    That is the mean over base pairs of the means over the trials on each, as where values are pooled.
+    """
+    values: dict[tuple[str, int | None], dict[str, dict[str, dict[int, list[float]]]]] = {}
     for row in to_rows(trial_rows(frame)):
         if row["skill"] == skill and row["metric"] and row["value"] is not None:
             of_arm = values.setdefault((row["set"], row["op"]), {}).setdefault(arm_of(row["trial"]), {})
-            of_arm.setdefault(row["metric"], []).append(row["value"])
-    return values
+            of_arm.setdefault(row["metric"], {}).setdefault(row["base_seed"], []).append(row["value"])
+    return {
+        where: {arm: {metric: _mean(bases) for metric, bases in of_arm.items()} for arm, of_arm in arms.items()}
+        for where, arms in values.items()
+    }
 
 
-def mean_of(values: Sequence[float] | None, digits: int) -> str:
-    """Return the mean of `values` as text, '' where there are none."""
-    return verdict.fixed(fmean(values), digits) if values else ""
+def _mean(of_bases: Mapping[int, Sequence[float]]) -> float:
+    return fmean(fmean(values) for values in of_bases.values())
 
 
-def departure_counts(record: SweepRecord) -> dict[str, dict[str, dict[str, int]]]:
-    """Return for each set and arm how often each verdict is where a solution first left the way, over all trials."""
-    counts: dict[str, dict[str, dict[str, int]]] = {}
+def number(value: float | None, digits: int) -> str:
+    """Return `value` as text, '' where there is none."""
+    return "" if value is None else verdict.fixed(value, digits)
+
+
+class Departures(NamedTuple):
+    """Where the solutions of an arm first leave the way."""
+
+    shares: dict[str, float]
+    """Verdict to its share of all solutions, each base pair weighing the same."""
+    solutions: int
+
+
+def departures_of(record: SweepRecord) -> dict[str, dict[str, Departures]]:
+    """Return for each set and arm where its solutions leave the way, over all trials."""
+    counts: dict[str, dict[str, dict[int, dict[str, int]]]] = {}
     for trial in record.trials:
         for set_name, kinds in trial.result.get("departures", {}).items():
             of_arm = counts.setdefault(set_name, {}).setdefault(trial.arm, {})
+            of_base = of_arm.setdefault(trial.config["base"]["seed"], {})
             for kind, count in kinds.items():
-                of_arm[kind] = of_arm.get(kind, 0) + count
-    return counts
+                of_base[kind] = of_base.get(kind, 0) + count
+    return {set_name: {arm: _departures(bases) for arm, bases in arms.items()} for set_name, arms in counts.items()}
+
+
+def _departures(of_bases: Mapping[int, Mapping[str, int]]) -> Departures:
+    kinds = dict.fromkeys(kind for of_base in of_bases.values() for kind in of_base)
+    counted = [of_base for of_base in of_bases.values() if sum(of_base.values())]
+    shares = {kind: fmean(of.get(kind, 0) / sum(of.values()) for of in counted) for kind in kinds} if counted else {}
+    return Departures(shares, sum(sum(of_base.values()) for of_base in counted))
 
 
 def departure_tables(record: SweepRecord) -> list[Element]:
     """Return where solutions first leave the way, as shares of all: a row for each arm."""
     elements: list[Element] = []
-    for set_name, arms in departure_counts(record).items():
+    for set_name, arms in departures_of(record).items():
         heading = Heading(f"Where solutions first leave the way: {set_name.replace('_', ' op ')}")
         note = "Shares of an arm's solutions, by the first step that is wrong or unnecessary; `right`: solved."
         elements += [heading, Text(note), departure_table(arms)]
     return elements
 
 
-def departure_table(arms: Mapping[str, Mapping[str, int]]) -> Table:
-    """Return the table of the counts of each arm."""
-    kinds = sorted({kind for of_arm in arms.values() for kind in of_arm})
+def departure_table(arms: Mapping[str, Departures]) -> Table:
+    """Return the table of the shares of each arm."""
+    kinds = sorted({kind for of_arm in arms.values() for kind in of_arm.shares})
     rows = [
-        [arm, *(_share(of_arm, kind) for kind in kinds), _whole(sum(of_arm.values()))] for arm, of_arm in arms.items()
+        [arm, *(percent(of.shares.get(kind, 0.0)) if of.shares else "" for kind in kinds), _whole(of.solutions)]
+        for arm, of in arms.items()
     ]
     return Table(("arm", *kinds, "solutions"), rows)
-
-
-def _share(counts: Mapping[str, int], kind: str) -> str:
-    total = sum(counts.values())
-    return percent(counts.get(kind, 0) / total) if total else ""
 
 
 def percent(share: float) -> str:
@@ -209,7 +234,7 @@ def paper_tables(lines: Sequence[ArmSummary]) -> list[Element]:
             if line.paper is not None:
                 cells = [f"{share:.1f} %" for share in (line.paper.in_distribution, line.paper.out_of_distribution)]
             gap = "" if line.paper_gap is None else verdict.fixed(line.paper_gap, 2)
-            rows.append([line.text, *cells, gap, show(line.ours, 3), show(line.our_gap, 2)])
+            rows.append([line.text, *cells, gap, show(line.ours, 3), line.our_gap])
         if len(masks) > 1:
             elements.append(Text("Without loss on mistakes:" if mask else "With loss on mistakes:"))
         elements.append(Table(header, rows))

@@ -71,8 +71,8 @@ def keys_of(outcomes: Arrays) -> list[Key]:
     return keys + mixtures
 
 
-def trial_sample(outcomes: Arrays, key: Key, *, n: int, seed: int) -> Sample | None:
-    """Return the sample of `key` over `n` problems; None where a class to rank is missing.
+def trial_sample(outcomes: Arrays, key: Key, *, n: int | None, seed: int) -> Sample | None:
+    """Return the sample of `key` over `n` problems, None for as many as have a point; None where a class is missing.
 
     >>> trial_sample({"correct_ood_6": np.array([1, 0, 1, 1])}, Key("accuracy", "ood", 6), n=4, seed=0).value
     0.75
@@ -97,14 +97,15 @@ def trial_sample(outcomes: Arrays, key: Key, *, n: int, seed: int) -> Sample | N
     scores, labels, problems = (outcomes[f"{name}_{part}"] for part in ("score", "label", "problem"))
     if not 0 < np.count_nonzero(labels) < len(labels):
         return None
-    if problems.max() >= n:
+    size = int(problems.max()) + 1 if n is None else n
+    if problems.max() >= size:
         raise DataError(f"{name}_problem must be below the {n} problems of the trial, but holds {problems.max()}")
-    draws = auroc_resampled(scores, labels, problems, problem_counts(n, seed))
-    return Sample(auroc(scores, labels), draws, n)
+    draws = auroc_resampled(scores, labels, problems, problem_counts(size, seed))
+    return Sample(auroc(scores, labels), draws, len(np.unique(problems)) if n is None else n)
 
 
-def samples_of(outcomes: Arrays, *, n: int, seed: int) -> dict[Key, Sample]:
-    """Return all that can be pooled from the arrays of a trial over `n` problems."""
+def samples_of(outcomes: Arrays, *, n: int | None, seed: int) -> dict[Key, Sample]:
+    """Return all that can be pooled from the arrays of a trial; `n` as in `trial_sample`."""
     found = {key: trial_sample(outcomes, key, n=n, seed=seed) for key in keys_of(outcomes)}
     return {key: sample for key, sample in found.items() if sample is not None}
 

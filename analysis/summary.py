@@ -88,14 +88,17 @@ class Counts(NamedTuple):
     """What references rest on, where they have fewer trials than an arm."""
 
 
-def role_of(row: Row) -> Role:
-    """Return the role that a row's method, base and data give its arm."""
+def role_of(row: Row, *, has_mistakes: bool = True) -> Role:
+    """Return the role that a row's method, base and data give its arm.
+
+    Clean data are a control where other arms have mistakes; else (`has_mistakes` is false) they are all there is.
+    """
     method, on_retry = row["method"], row["base"] == "retry"
     if method in ("none", "pretrain"):
         return Role.PRETRAINED if on_retry else Role.BASE
     if method == "probe":
         return Role.PROBE
-    if not row["retry_rate"]:
+    if not row["retry_rate"] and has_mistakes:
         return Role.CONTROL
     if method == "full":
         return Role.UPPER if on_retry else Role.FULL
@@ -116,12 +119,52 @@ def name_of(line: ArmSummary) -> str:
     return " ".join(parts)
 
 
+_WORLD = ("family", "order")
+_SETTING: dict[Role, tuple[str, ...]] = {
+    **dict.fromkeys(Role, _WORLD),
+    Role.CONTROL: (*_WORLD, "tokens"),
+    **dict.fromkeys((Role.ADAPTER, Role.FULL), (*_WORLD, "tokens", "base", "kind", "retry_rate")),
+}
+"""Columns that arms must share to be compared, by what they are; of two kinds of arms, those of both."""
+
+
+def same_setting(one: ArmSummary, other: ArmSummary) -> bool:
+    """Return whether two arms are of the same problems, mistakes and budget, as far as that applies to both.
+
+    An arm of which nothing is finished has no budget yet.
+    """
+    columns = [column for column in _SETTING[one.role] if column in _SETTING[other.role]]
+    pairs = [(one.row[column], other.row[column]) for column in columns]
+    return all(a == b or a is None or b is None for a, b in pairs)
+
+
+def shown_setting(lines: Sequence[ArmSummary]) -> ArmSummary | None:
+    """Return an arm of the setting that text and headline figure are about: that of most trained arms; None for none."""
+    trained = [line for line in lines if line.role in (Role.ADAPTER, Role.FULL)]
+    trained = [line for line in trained if line.raw] or trained
+    return max(trained, key=lambda line: sum(same_setting(line, other) for other in trained), default=None)
+
+
+def other_settings(lines: Sequence[ArmSummary]) -> str:
+    """Return what is to be said where `lines` have other settings than that which is shown; '' where they have not."""
+    found = {line.skill: shown_setting([x for x in lines if x.skill == line.skill]) for line in lines}
+    others = [line for line in lines if (shown := found[line.skill]) and not same_setting(line, shown)]
+    if not others:
+        return ""
+    first = next(line for line in found.values() if line)
+    rate = f", mistakes at {first.row['retry_rate']:g}" if first.row["retry_rate"] else ""
+    return f"Shown is {first.row['family']}{rate}; arms of other problems, mistakes or budgets are in the tables alone."
+
+
 def on_curve(line: ArmSummary, lines: Sequence[ArmSummary]) -> bool:
     """Return whether an arm is on the curve over ranks, which text and headline figure are about.
 
     Where adapters on all matrices are among `lines`, those on some are in the tables alone, and so are other ways to
-    train the rows of the new words, and controls with adapters beside one without.
+    train the rows of the new words, controls with adapters beside one without, and other settings than that of most arms.
     """
+    shown = shown_setting([other for other in lines if other.skill == line.skill])
+    if shown is not None and not same_setting(line, shown):
+        return False
     if line.role is Role.CONTROL:
         methods = {other.row["method"] for other in lines if other.role is Role.CONTROL}
         return "full" not in methods or line.row["method"] == "full"
@@ -142,11 +185,13 @@ def summarize(frame: pd.DataFrame) -> list[ArmSummary]:
     for row in to_rows(arm_rows(frame)):
         grouped.setdefault(row["trial"], []).append(row)
     summaries = []
+    mistaken = {row["skill"] for row in trials if row["retry_rate"]}
     for arm, rows in grouped.items():
         of_arm = [row for row in trials if arm_of(row["trial"]) == arm]
-        summaries.append(_summary(rows[0]["skill"], arm, rows, of_arm))
-        if role_of(rows[0]) is Role.UPPER and any(row["skill"] == "detection" for row in trials):
-            summaries.append(_summary("detection", arm, rows, of_arm))
+        role = role_of(rows[0], has_mistakes=rows[0]["skill"] in mistaken)
+        summaries.append(_summary(rows[0]["skill"], arm, role, rows, of_arm))
+        if role is Role.UPPER and any(row["skill"] == "detection" for row in trials):
+            summaries.append(_summary("detection", arm, role, rows, of_arm))
     roles = list(Role)
     return sorted(
         summaries,
@@ -229,7 +274,7 @@ def _range(ends: tuple[int, int], what: str) -> str:
     return f"{most} {what}{'s' * (most != 1)}" if fewest == most else f"{fewest} to {most} {what}s"
 
 
-def _summary(skill: str, arm: str, rows: Sequence[Row], trials: Sequence[Row]) -> ArmSummary:
+def _summary(skill: str, arm: str, role: Role, rows: Sequence[Row], trials: Sequence[Row]) -> ArmSummary:
     own_skill = rows[0]["skill"] == skill
     metric = "accuracy" if skill == "correction" else "detect_auroc" if own_skill else "free_auroc"
     family = FAMILIES.get(rows[0]["family"])
@@ -246,7 +291,7 @@ def _summary(skill: str, arm: str, rows: Sequence[Row], trials: Sequence[Row]) -
     return ArmSummary(
         skill=skill,
         arm=arm,
-        role=role_of(rows[0]),
+        role=role,
         row=rows[0],
         metric=metric,
         op=op,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from analysis.comparisons import CONTRAST, Comparison
 from analysis.figures.learning_rate import LearningRateInfo
+from analysis.gap import NO_GAP
 from analysis.summary import (
     SKILLS,
     ArmSummary,
@@ -38,6 +39,11 @@ def show(interval: Interval | None, digits: int) -> str:
         return ""
     value, low, high = (fixed(number, digits) for number in interval)
     return f"{value} [{low}, {high}]"
+
+
+def show_gap(line: ArmSummary) -> str:
+    """Return the gap that an arm closes, 'no gap' where its references cannot be told apart, '' where none is known."""
+    return NO_GAP if line.no_gap else show(line.gap, 2)
 
 
 def fixed(value: float, digits: int) -> str:

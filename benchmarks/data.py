@@ -82,10 +82,11 @@ def training(family: str, folder: Path) -> float:
     tokens = plan.batch_windows * stream.length
     config = plan.model_copy(update={"tokens": (WARM_UP + STEPS) * tokens, "points": 1, "checkpoint_seconds": 1e9})
     ended: list[float] = []
+    shape = learner.model.config
     train(
         learner,
         StreamTask(stream, stream.read(1), SkillConfig(problem_weight=PretrainConfig().problem_weight)),
-        settled(config, folder, learner.model.config.head_dim),
+        settled(config, folder, head_width=shape.head_dim, width=shape.hidden_size),
         folder=folder,
         seed=0,
         on_point=lambda _: ended.append(time.perf_counter()),

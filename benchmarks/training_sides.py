@@ -73,7 +73,8 @@ def _config(learner: Learner, stream: WindowStream, windows: int, folder: Path, 
         points=STEPS // every,
         checkpoint_seconds=1e9,
     )
-    return settled(config, folder, learner.model.config.head_dim)
+    shape = learner.model.config
+    return settled(config, folder, head_width=shape.head_dim, width=shape.hidden_size)
 
 
 def ours(gate: Gate, *, shape: str, method: dict[str, Any], windows: int, threads: int) -> None:

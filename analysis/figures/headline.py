@@ -30,6 +30,7 @@ _REFERENCES = {
     "correction": (Role.BASE, Role.CONTROL, Role.PRETRAINED, Role.UPPER),
     "detection": (Role.PROBE, Role.UPPER),
 }
+_MASKS = {True: "masked", False: "unmasked"}
 _LOWER = {"correction": "control", "detection": "probe"}
 
 
@@ -116,15 +117,17 @@ def _curves(skill: str, lines: Sequence[ArmSummary], scale: str) -> tuple[Curve,
     for line in lines:
         if line.role is Role.ADAPTER:
             row = line.row
-            mask = "masked" if row["mask"] else "unmasked"
-            kinds.setdefault((row["targets"], row["embeddings"], mask), []).append(line)
-    varying = [place for place in range(3) if len({kind[place] for kind in kinds}) > 1]
+            kinds.setdefault((row["targets"], row["embeddings"], _MASKS[bool(row["mask"])]), []).append(line)
+    masks = {mask for *_, mask in kinds} | {_MASKS[masked] for masked in fulls}
+    varying = [place for place in (0, 1) if len({kind[place] for kind in kinds}) > 1] + [2] * (len(masks) > 1)
     curves = []
     for kind, members in kinds.items():
         text = ", ".join([skill, *(kind[place] for place in varying)])
         # Full fine-tuning hangs on the first curve that learns as it does.
-        curves.append(Curve(skill, text, points_of(members, scale), fulls.pop(kind[2] == "masked", None)))
-    curves += [Curve(skill, skill, (), full) for full in fulls.values()]
+        curves.append(Curve(skill, text, points_of(members, scale), fulls.pop(kind[2] == _MASKS[True], None)))
+    curves += [
+        Curve(skill, ", ".join([skill] + [_MASKS[masked]] * (2 in varying)), (), full) for masked, full in fulls.items()
+    ]
     return tuple(curve for curve in curves if curve.points or curve.full)
 
 
@@ -163,8 +166,9 @@ def draw(info: HeadlineInfo) -> Figure:
             _parameter_axis(axes, info, labelled=axes is right or axes is panels[-1])
         # The layout must settle before labels can be kept apart in points.
         figure.canvas.draw()
-        for axes, panel in zip(panels, info.raw.values(), strict=True):
-            texts = [f"{ref.text} {_share(ref.interval.value)}" for ref in panel.references]
+        for axes, (skill, panel) in zip(panels, info.raw.items(), strict=True):
+            digits = 3 if skill == "detection" else 2
+            texts = [f"{ref.text} {ref.interval.value:.{digits}f}" for ref in panel.references]
             strip_labels(axes, 1.02, [ref.interval.value for ref in panel.references], texts, [MUTED] * len(texts))
         _label_gap(right, info)
     return figure
@@ -211,14 +215,16 @@ def _draw_curve(axes: Axes, curve: Curve, place: int) -> None:
     colour = SKILL_COLOURS[curve.skill]
     marker = SKILL_MARKERS[curve.skill] if place == 0 else "^vD"[place % 3]
     style = ("-", "--", "-.", ":")[place % 4]
-    _draw_points(axes, curve.points, color=colour, marker=marker, linestyle=style, label=curve.text)
+    if curve.points:
+        _draw_points(axes, curve.points, color=colour, marker=marker, linestyle=style, label=curve.text)
     if curve.full is None:
         return
+    named = {} if curve.points else {"label": curve.text}
     if curve.points:
         last = curve.points[-1]
         ends = (last.params, curve.full.params), (last.interval.value, curve.full.interval.value)
         axes.plot(*ends, color=colour, linewidth=1.0, linestyle=(0, (1, 2)), zorder=2)
-    _draw_points(axes, [curve.full], color=colour, marker=marker, linestyle="none", markerfacecolor="white")
+    _draw_points(axes, [curve.full], color=colour, marker=marker, linestyle="none", markerfacecolor="white", **named)
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], **style: str) -> None:
@@ -247,7 +253,7 @@ def _label_gap(axes: Axes, info: HeadlineInfo) -> None:
 
 
 def _parameter_axis(axes: Axes, info: HeadlineInfo, *, labelled: bool) -> None:
-    """Make the x axis logarithmic; with one kind of adapter, ticks are its ranks and their parameter counts."""
+    """Make the x axis logarithmic; where a rank has one number of parameters, ticks are ranks with that."""
     panels = (*info.raw.values(), info.gap)
     points = sorted((point for panel in panels for point in _all_points(panel)), key=lambda point: point.params)
     axes.set_xscale("log")
@@ -264,7 +270,10 @@ def _parameter_axis(axes: Axes, info: HeadlineInfo, *, labelled: bool) -> None:
         roomy = point.params > 2.7 * counted
         counted = point.params if roomy else counted
         names[point.params] = f"{point.text}\n{short_count(point.params)}" if roomy else point.text
-    if all(len({curve.skill for curve in panel.curves}) == len(panel.curves) for panel in panels):
+    sizes: dict[str, list[int]] = {}
+    for point in points:
+        sizes.setdefault(point.text, []).append(point.params)
+    if all(max(params) < 1.2 * min(params) for params in sizes.values()):
         axes.set_xticks(list(names), list(names.values()))
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
@@ -277,7 +286,3 @@ def _parameter_axis(axes: Axes, info: HeadlineInfo, *, labelled: bool) -> None:
 
 def _all_points(panel: Panel) -> list[Point]:
     return [point for curve in panel.curves for point in (*curve.points, *([curve.full] if curve.full else []))]
-
-
-def _share(value: float) -> str:
-    return f"{value:.2f}"

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from analysis.style import FAINT, INK, SKILL_COLOURS, error_bars, look, new_figure, strip_labels
+from analysis.style import FAINT, INK, SKILL_COLOURS, error_bars, look, new_figure, short_count, strip_labels
 from analysis.summary import SKILLS, Counts, Interval, Row, counts_of
 from analysis.table import arm_rows, to_rows, trial_rows
 from peft_study.records import Status
@@ -106,8 +106,12 @@ def _tuned(cell: Cell, rates: tuple[Rate, ...]) -> Tuned:
 def draw(info: LearningRateInfo) -> Figure:
     """Draw rows for each skill, a panel for each method, target set and variant, a curve for each rank."""
     panels: dict[tuple[str, ...], list[Tuned]] = {}
+    cells = [tuned.cell for tuned in info.tuned]
+    many_families, many_budgets = (len({cell[place] for cell in cells}) > 1 for place in (0, 5))
     for tuned in info.tuned:
-        panels.setdefault(tuned.cell[1:5], []).append(tuned)
+        family, *kind, tokens, _ = tuned.cell
+        more = [str(family)] * many_families + [f"{short_count(int(tokens))} tokens"] * many_budgets
+        panels.setdefault((*map(str, kind), *more), []).append(tuned)
     rows: list[list[tuple[str, ...]]] = []
     for skill in SKILLS:
         of_skill = [key for key in panels if key[0] == skill]

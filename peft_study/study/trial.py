@@ -90,11 +90,12 @@ def train_learner(
     )
     validation_settings = settings.model_copy(update={"split": "validation", "seed": config.evaluation.seed})
     validation = WindowStream(validation_settings).read(config.evaluation.loss_windows)
+    shape = learner.model.config
     if config.method.name in TRAINED_METHODS and config.training.tokens:
         summary = trainer(
             learner,
             StreamTask(WindowStream(settings), validation, config.skill),
-            settled(config.training, folder.parent, learner.model.config.head_dim),
+            settled(config.training, folder.parent, head_width=shape.head_dim, width=shape.hidden_size),
             folder=folder / "checkpoint",
             seed=config.seed,
             on_point=teller.point,

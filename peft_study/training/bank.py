@@ -1,7 +1,9 @@
 """The adapter bank: adapters that train together over one frozen base, in one forward and one backward pass.
 
-Each slot has its own rank, scale, targets, learning rate, skill, data and end, and gets what it would get alone:
-windows of different slots meet in no product but those with frozen matrices, row by row. Narrower adapters are padded
+Each slot has its own rank, scale, targets, learning rate, skill, data and end, and gets what it would get alone, to
+rounding: windows of different slots meet in no product but those with frozen matrices, row by row. (In bf16 that
+depends on its company: beside others an update is added to an output that is rounded already, beside one of high rank
+to its matrix, where most of it is lost in the first steps, while it is small.) Narrower adapters are padded
 with zeros, whose gradients are zero. A slot is an ordinary `Run`: its checkpoint can be gone on from alone, and its
 learner, in peft's form, has the trained values whenever somebody looks.
 

@@ -37,8 +37,8 @@ class TrainingConfig(BaseModel):
     """`varlen`: our kernel for packed documents, on a CPU, needs a C++ compiler; `sdpa` and `eager` are those of
     transformers. `auto`: the one that is measured to be the fastest here; on a GPU `sdpa`."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the layers with torch.compile, which needs a C++ compiler on a CPU. `auto`: where there is one and the
-    run is long enough for it to pay (machine.COMPILED_STEPS)."""
+    """Compile the layers with torch.compile, which needs a C++ compiler (on a GPU a C compiler) and Python's headers.
+    `auto`: where they are there and the run is long enough for it to pay (machine.COMPILED_STEPS)."""
     points: int = Field(default=12, ge=1)
     """How many times in a run the validation loss is measured and logged."""
     checkpoint_seconds: float = Field(default=20.0, ge=0)

@@ -5,11 +5,11 @@ import json
 import os
 import shutil
 import sys
+import sysconfig
 import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,17 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_TOP_PAD, 64 * 2**20)
 
 
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of processor time in each period, and that period; or `max`."""
+
+
 def usable_cores() -> int:
-    """Return how many cores this process may use: those that the system grants it."""
-    return len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
+    """Return how many cores this process may use: those that the system grants it, a container's limit included."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform.startswith("linux") else os.cpu_count() or 1
+    limit = _CPU_LIMIT.read_text().split() if _CPU_LIMIT.is_file() else []
+    if len(limit) == 2 and limit[0].isdecimal():
+        cores = min(cores, -(-int(limit[0]) // int(limit[1])))
+    return max(1, cores)
 
 
 def usual_threads() -> int:
@@ -112,13 +120,15 @@ def attention_seconds(
     return best
 
 
-def _choose_attention(precision: str, head_width: int) -> dict[str, Any]:
+def _choose_attention(precision: str, head_width: int, width: int) -> dict[str, Any]:
     if torch.cuda.is_available():
         return {"attention": "sdpa"}
     choice: dict[str, Any] = {}
     attentions: list[Attention] = ["sdpa", "eager"]
     try:
         require_kernel(head_width)
+        if width % 16:
+            raise KernelError(f"the kernels of a layer need a width that is a multiple of 16, but it is {width}")
         attentions.append("varlen")
     except KernelError as error:
         choice["why_not_varlen"] = str(error)
@@ -140,14 +150,28 @@ def check_attention(config: TrainingConfig, device: torch.device) -> None:
 
 
 def is_compiled(config: TrainingConfig, steps: int, device: torch.device) -> bool:
-    """Return whether a run of `steps` steps has its layers compiled."""
+    """Return whether a run of `steps` steps has its layers compiled; ConfigError where it must be and cannot."""
+    if config.compile is True and not _can_compile(device):
+        raise ConfigError(
+            "training.compile is true, but there is no C++ compiler (g++, or what CXX names; on a GPU a C compiler) "
+            "or no header of Python; install them, or set training.compile=auto"
+        )
     if config.compile != "auto":
         return config.compile
     if config.attention == "varlen":
         # Its layers run by kernels of their own, as quick as what a compiler makes of them (LOG.md, 2026-11-27).
         return False
-    has_compiler = device.type != "cpu" or shutil.which(os.environ.get("CXX", "g++")) is not None
-    return has_compiler and steps >= COMPILED_STEPS
+    return steps >= COMPILED_STEPS and _can_compile(device)
+
+
+def _can_compile(device: torch.device) -> bool:
+    """Return whether there is what torch.compile builds with: on a GPU Triton's launcher is made by a C compiler."""
+    if device.type == "cpu":
+        compilers = [os.environ.get("CXX", "g++")]
+    else:
+        compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang", "cc"]
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return headers.is_file() and any(shutil.which(compiler) for compiler in compilers)
 
 
 _MEASURES = threading.Lock()
@@ -167,9 +191,15 @@ def _chosen_once(kept: Path, choose: Callable[[], dict[str, Any]]) -> dict[str, 
             new = beside(kept)
             new.write_text(json.dumps(choice) + "\n")
             # The first of several workers decides for all.
-            with suppress(FileExistsError):
+            try:
                 os.link(new, kept)
-            new.unlink()
+            except FileExistsError:
+                pass
+            except OSError:
+                # Some file systems have no links.
+                if not kept.is_file():
+                    new.replace(kept)
+            new.unlink(missing_ok=True)
         choice = json.loads(kept.read_text())
     begun = choice.get("device", device)
     if begun != device:
@@ -180,23 +210,20 @@ def _chosen_once(kept: Path, choose: Callable[[], dict[str, Any]]) -> dict[str, 
     return choice
 
 
-def settled(config: TrainingConfig, folder: Path, head_width: int) -> TrainingConfig:
+def settled(config: TrainingConfig, folder: Path, *, head_width: int, width: int) -> TrainingConfig:
     """Return `config` with the precision and the attention to compute with here in place of `auto`.
 
-    The choice for heads of `head_width` values is made once and kept in `kernels.json` of `folder`, so that all
-    trials of a sweep compute alike and a run that was killed goes on as it began.
+    Both are chosen once and kept in `folder`, so that all trials of a sweep compute alike and a run that was killed
+    goes on as it began: the precision in `precision.json`, the attention of models of `width` values and heads of
+    `head_width` in a file for each precision.
     """
-    if "auto" not in (config.precision, config.attention):
-        return config
-
-    def choose() -> dict[str, Any]:
-        choice = _choose_precision() if config.precision == "auto" else {"precision": config.precision}
-        if config.attention == "auto":
-            return choice | _choose_attention(choice["precision"], head_width)
-        return choice | {"attention": config.attention}
-
-    choice = _chosen_once(folder / "kernels.json", choose)
-    return config.model_copy(update={name: choice[name] for name in ("precision", "attention")})
+    precision, attention = config.precision, config.attention
+    if precision == "auto":
+        precision = _chosen_once(folder / "precision.json", _choose_precision)["precision"]
+    if attention == "auto":
+        kept = folder / f"attention-{precision}-{width}-{head_width}.json"
+        attention = _chosen_once(kept, lambda: _choose_attention(precision, head_width, width))["attention"]
+    return config.model_copy(update={"precision": precision, "attention": attention})
 
 
 TYPICAL_HEAD = 64
@@ -211,6 +238,10 @@ def settled_pretrained(
     On a CPU both are measured, once, and kept in `kernels-pretrained.json` of `folder`: eager attention is taken where
     it is faster, else what transformers prefers, as on a GPU. ConfigError where what is asked for contradicts itself.
     """
+    if training.optimizer != "adamw":
+        raise ConfigError(
+            f"training.optimizer={training.optimizer} is for the bases of the study, whose layers it knows; set adamw"
+        )
     if training.attention != "auto":
         raise ConfigError(
             f"training.attention is for the bases of the study, but got {training.attention}; set pretrained.attention"

@@ -69,7 +69,6 @@ class PretrainConfig(BaseModel):
         muon_lr=0.02,
         warmup_share=0.01,
         cooldown_share=0.98,
-        compile=True,
         points=24,
         checkpoint_seconds=60,
     )
@@ -136,7 +135,9 @@ def pretrain(
     summary = train(
         learner,
         StreamTask(WindowStream(settings, first=_small_problems(settings, config)), measured, skill),
-        settled(config.training, work, learner.model.config.head_dim),
+        settled(
+            config.training, work, head_width=learner.model.config.head_dim, width=learner.model.config.hidden_size
+        ),
         folder=work,
         seed=config.seed,
         on_point=on_point,

@@ -86,7 +86,7 @@ class Run(Generic[Trained]):
             torch.set_rng_state(tensors["rng"])
             if "rng.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["rng.cuda"])
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
             reason, remedy = str(error).splitlines()[0], f"delete {self.folder} to start this run again"
             raise CheckpointError(f"the checkpoint in {self.folder} is of another run ({reason}); {remedy}") from error
         self.step, self.seconds, self.with_loss = meta["step"], meta["seconds"], meta["tokens_with_loss"]

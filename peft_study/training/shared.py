@@ -71,7 +71,7 @@ class SharedBank:
         seed: int,
         on_point: Callable[[Point], None],
     ) -> TrainingSummary:
-        """Train as `supervised.train` does, to the same values, beside what other threads bring meanwhile.
+        """Train as `supervised.train` does, to the same values but for rounding, beside what other threads bring.
 
         What must train alone does, in this thread.
         """

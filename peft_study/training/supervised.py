@@ -98,13 +98,18 @@ def train(
         losses: list[Tensor] = []
         num_positions = positions_of(batches, accelerator)
         weights = weights_of(batches, num_positions, accelerator.num_processes)
-        for batch, weight in zip(batches, weights, strict=True):
+        alone = accelerator.num_processes == 1
+        for number, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             is_last = batch is batches[-1]
             reduce_gradients(model, now=is_last)
             with nullcontext() if is_last or sharded else accelerator.no_sync(model):
                 losses.append(batch_loss(model, batch) * weight)
                 losses[-1].backward()
-        run.masters.take_gradients()
+            if alone:
+                run.masters.take_gradients(add=number > 0)
+        if not alone:
+            # Of several processes the passes add up where they are reduced from: in the model's own precision.
+            run.masters.take_gradients()
         norm = whole(torch.nn.utils.clip_grad_norm_(list(run.masters.values.values()), config.clip_norm))
         loss: Any = accelerator.reduce(torch.stack(losses).detach().sum(), "mean")
         if not torch.isfinite(norm):

@@ -54,12 +54,55 @@ def test_whole_sweep(made: SimpleNamespace) -> None:
         "in distribution, beside the base as it is": [(name, "base as it is") for name in (low, high, full)],
         "short of full fine-tuning": [(low, full), (high, full)],
         "rank": [(high, low), (high, low)],
+        "short of the highest rank": [(low, high), (low, high)],
         NOTICING: [(f"correction: {name}", f"detection: {name}") for name in (low, high)],
     }
     assert found[NOTICING][0].measure == "free_auroc / detect_auroc, injected op 6"
     measures = [each.measure for each in found["beyond the reference below"]]
     assert measures[3:5] == ["detect_auroc, injected op 6", "detect_auroc, pairs op 6"]
     assert found["in distribution, beside the base as it is"][0].measure == "accuracy, id op 5"
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "rate": {"data_retry_rate": 0.2},
+    "kind": {"data_kind": "weak"},
+    "family": {"data_family": "mini"},
+    "order": {"data_order": "qp"},
+    "tokens": {"training_tokens": 4_096},
+    "scale": {"method_lora__alpha": 3.0},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_arms_of_another_setting_are_not_compared(
+    made: SimpleNamespace, made_from: Callable[..., TrialRecord], other: str
+) -> None:
+    """Neither with full fine-tuning, nor rank with rank, nor skill with skill."""
+    trials = [made.trial("full", 0), made.trial("detection-r4", 0), made.trial("correction-r1", 0)]
+    changed = {key.replace("__", "_"): value for key, value in OTHERS[other].items()}
+    another = made_from("another", "correction-r4", **changed)
+    if "training_tokens" in changed:
+        another = replace(another, result=another.result | {"tokens": changed["training_tokens"]})
+    found = compared(made, [*trials, another])
+    compared_with_it = {each.topic for of in found.values() for each in of if "rank 4" in each.first + each.second}
+    assert compared_with_it == ({"short of full fine-tuning"} if other == "scale" else set())
+    # As they are alike, they are.
+    alike = compared(made, [*trials, made.trial("correction-r4", 0)])
+    assert {NOTICING, "rank", "short of full fine-tuning"} <= set(alike)
+
+
+def test_arms_of_one_name_are_told_apart(made: SimpleNamespace, made_from: Callable[..., TrialRecord]) -> None:
+    trials = [made.trial("full", 0), made.trial("correction-r4", 0)]
+    trials += [
+        made_from("full-often", "full", data_retry_rate=0.8),
+        made_from("often-r4", "correction-r4", data_retry_rate=0.8),
+    ]
+    pairs = [(each.first, each.second) for each in compared(made, trials)["short of full fine-tuning"]]
+    name, full = "LoRA all-linear rank 4", "full fine-tuning"
+    assert pairs == [
+        (f"{name} (correction-r4)", f"{full} (full)"),
+        (f"{name} (often-r4)", f"{full} (full-often)"),
+    ]
 
 
 def test_difference_is_of_the_same_problems(made: SimpleNamespace) -> None:
@@ -108,6 +151,7 @@ def test_arms_that_differ_in_one_thing(made: SimpleNamespace, made_from: Callabl
     all_linear = "LoRA all-linear rank 4"
     assert pairs == {
         "rank": [("LoRA qv rank 18", "LoRA qv rank 4"), ("LoRA qv rank 30", "LoRA qv rank 4")],
+        "short of the highest rank": [("LoRA qv rank 4", "LoRA qv rank 30"), ("LoRA qv rank 18", "LoRA qv rank 30")],
         # That of another base has no trial beside it.
         "matrices, at the same rank": [("LoRA qv rank 4", all_linear)],
         "matrices, with as many parameters": [("LoRA qv rank 18", all_linear)],

@@ -21,7 +21,7 @@ from peft_study.training.batches import StreamTask
 from peft_study.training.run import TrainingSummary
 
 LOSS = Measure("validation", "stream", None, "loss", 1.0, 1.0, 1.0, 2)
-LEARNER: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(head_dim=16)))
+LEARNER: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(head_dim=16, hidden_size=32)))
 
 
 def config_of(**changes: Any) -> TrialConfig:
@@ -41,7 +41,7 @@ def test_each_seed_reads_its_own_documents_and_all_the_same_validation_problems(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[Any] = []
-    monkeypatch.setattr(trial, "settled", lambda config, *_: config)
+    monkeypatch.setattr(trial, "settled", lambda config, *_, **__: config)
     monkeypatch.setattr(Evaluator, "loss", lambda *given: measured.append(given[-1]) or LOSS)
     trained, configs = _Trained(), [config_of(seed=0), config_of(seed=1), config_of(seed=0, base__seed=1)]
     for config in configs:
@@ -60,7 +60,7 @@ def test_each_seed_reads_its_own_documents_and_all_the_same_validation_problems(
 def test_the_loss_is_of_validation_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits: list[str] = []
     stream = trial.WindowStream
-    monkeypatch.setattr(trial, "settled", lambda config, *_: config)
+    monkeypatch.setattr(trial, "settled", lambda config, *_, **__: config)
     monkeypatch.setattr(Evaluator, "loss", lambda *_: LOSS)
     monkeypatch.setattr(trial, "WindowStream", lambda settings: splits.append(settings.split) or stream(settings))
     trial.train_learner(LEARNER, config_of(), tmp_path, Teller(lambda _: None), _Trained())

@@ -67,6 +67,26 @@ def test_masters_take_zero_where_there_is_no_gradient() -> None:
     assert [g.tolist() for g in gradients if g is not None] == [[1.0, 2.0], [0.0, 0.0]]
 
 
+def test_passes_add_up_in_fp32() -> None:
+    """In bf16 the small ones of many passes would be lost beside the sum."""
+    parameters = {"a": nn.Parameter(torch.ones(2, dtype=torch.bfloat16)), "b": nn.Parameter(torch.ones(2))}
+    masters = Masters(parameters)
+    for number, gradient in enumerate([1.0] + [2**-9] * 64):
+        parameters["a"].grad = torch.full((2,), gradient, dtype=torch.bfloat16)
+        masters.take_gradients(add=number > 0)
+    first, other = (value.grad for value in masters.values.values())
+    assert first is not None
+    assert other is not None
+    assert first.tolist() == [1.125, 1.125]
+    assert other.tolist() == [0.0, 0.0]
+
+
+def test_muon_may_have_all() -> None:
+    values = {"lora_A": torch.randn(2, 4).requires_grad_()}
+    optimizers = Optimizers(values, TrainingConfig(optimizer="muon"), 1e-3)
+    assert [type(part).__name__ for part in optimizers.parts] == ["Muon"]
+
+
 def test_muon_is_for_the_matrices_of_the_layers_alone() -> None:
     values = parameters()
     muon = Optimizers(values, TrainingConfig(optimizer="muon"), 1e-3)

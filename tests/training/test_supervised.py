@@ -137,10 +137,22 @@ def test_metrics_have_a_line_a_point_and_none_twice(make_learner: MakeLearner, t
     assert set(lines[0]) == {"tokens", "train/loss", "validation/loss"}
 
 
-def test_finished_run_is_not_trained_again(make_learner: MakeLearner, tmp_path: Path) -> None:
+def test_nothing_is_trained_without_tokens(make_learner: MakeLearner, tmp_path: Path) -> None:
     learner = make_learner(MethodConfig(name="full"))
     assert run(learner, tmp_path, tokens=0).tokens == 0
     assert all(torch.equal(value, values(make_learner())[name]) for name, value in values(learner).items())
+
+
+def test_a_finished_run_is_not_trained_again(make_learner: MakeLearner, tmp_path: Path) -> None:
+    """As where a trial was killed while it was measured."""
+    first, again = make_learner(MethodConfig(name="full")), make_learner(MethodConfig(name="full"))
+    summary = run(first, tmp_path)
+    logged = metrics(tmp_path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(StreamTask, "batches", lambda *_: pytest.fail("read"))
+        assert run(again, tmp_path)._replace(seconds=0) == summary._replace(seconds=0)
+    assert metrics(tmp_path) == logged
+    assert all(torch.equal(value, values(first)[name]) for name, value in values(again).items())
 
 
 def test_seed_decides_the_dropout(make_learner: MakeLearner, tmp_path: Path) -> None:
