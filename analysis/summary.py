@@ -139,7 +139,7 @@ def same_setting(one: ArmSummary, other: ArmSummary) -> bool:
 
 
 def shown_setting(lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    """Return an arm of the setting that text and headline figure are about: that of most trained arms; None for none."""
+    """Return an arm of the setting that text and headline figure are about: that of most trained arms; else None."""
     trained = [line for line in lines if line.role in (Role.ADAPTER, Role.FULL)]
     trained = [line for line in trained if line.raw] or trained
     return max(trained, key=lambda line: sum(same_setting(line, other) for other in trained), default=None)
@@ -160,7 +160,7 @@ def on_curve(line: ArmSummary, lines: Sequence[ArmSummary]) -> bool:
     """Return whether an arm is on the curve over ranks, which text and headline figure are about.
 
     Where adapters on all matrices are among `lines`, those on some are in the tables alone, and so are other ways to
-    train the rows of the new words, controls with adapters beside one without, and other settings than that of most arms.
+    train the rows of the new words, controls with adapters beside one without, and settings other than most arms'.
     """
     shown = shown_setting([other for other in lines if other.skill == line.skill])
     if shown is not None and not same_setting(line, shown):
