@@ -116,7 +116,7 @@ def measure_tables(frame: pd.DataFrame) -> list[Element]:
     for skill in SKILLS:
         sets = arm_means(frame, skill)
         if sets:
-            note = "Means over trials, each base pair weighing the same; the table has those of each trial, with their "
+            note = "Means over trials, each base weighing the same; the table has those of each trial, with their "
             note += "intervals. Names as in `peft_study/records.py`."
             elements += [Heading(f"All measures of {skill}"), Text(note)]
         for (set_name, op), arms in sets.items():
