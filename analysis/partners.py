@@ -113,8 +113,10 @@ def _lowest_rank(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | 
 
 
 def _highest_rank(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    higher = [other for other in alike(lines, line, but=["rank"]) if (other.row["rank"] or 0) > (line.row["rank"] or 0)]
-    return max(higher, key=lambda other: other.row["rank"], default=None)
+    ranks = {other.row["rank"] or 0: other for other in alike(lines, line, but=["rank"])}
+    # The lowest is compared already, as what the highest goes beyond.
+    is_between = ranks and min(ranks) < (line.row["rank"] or 0) < max(ranks)
+    return ranks[max(ranks)] if is_between else None
 
 
 def _all_linear(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:

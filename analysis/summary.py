@@ -1,5 +1,6 @@
 """One line for each arm and skill: what the terminal, the report and the headline figure show."""
 
+import json
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -121,9 +122,10 @@ def name_of(line: ArmSummary) -> str:
 
 _WORLD = ("family", "order")
 _SETTING: dict[Role, tuple[str, ...]] = {
-    **dict.fromkeys(Role, _WORLD),
-    Role.CONTROL: (*_WORLD, "tokens"),
-    **dict.fromkeys((Role.ADAPTER, Role.FULL), (*_WORLD, "tokens", "base", "kind", "retry_rate")),
+    **dict.fromkeys((Role.PRETRAINED, Role.UPPER), _WORLD),
+    **dict.fromkeys((Role.BASE, Role.PROBE), (*_WORLD, "base")),
+    Role.CONTROL: (*_WORLD, "base", "tokens"),
+    **dict.fromkeys((Role.ADAPTER, Role.FULL), (*_WORLD, "base", "tokens", "kind", "retry_rate")),
 }
 """Columns that arms must share to be compared, by what they are; of two kinds of arms, those of both."""
 
@@ -131,11 +133,14 @@ _SETTING: dict[Role, tuple[str, ...]] = {
 def same_setting(one: ArmSummary, other: ArmSummary) -> bool:
     """Return whether two arms are of the same problems, mistakes and budget, as far as that applies to both.
 
-    An arm of which nothing is finished has no budget yet.
+    The budget is what was asked for: what is read of it depends on the size of a step.
     """
     columns = [column for column in _SETTING[one.role] if column in _SETTING[other.role]]
-    pairs = [(one.row[column], other.row[column]) for column in columns]
-    return all(a == b or a is None or b is None for a, b in pairs)
+    return all(_part(one, column) == _part(other, column) for column in columns)
+
+
+def _part(line: ArmSummary, column: str) -> object:
+    return json.loads(line.row["config"] or "{}").get("training.tokens") if column == "tokens" else line.row[column]
 
 
 def shown_setting(lines: Sequence[ArmSummary]) -> ArmSummary | None:

@@ -190,9 +190,11 @@ def styled(problems: list[Problem], style: str) -> Styled:
 
 
 def _with_number(problem: Problem) -> Problem:
-    # In Markdown a heading begins in the same way.
-    ends = [line for line in problem.solution.split("\n") if _NUMBER_LINE.search(line)]
-    said = gsm8k.read_answer(ends[-1]) if ends else None
+    lines = problem.solution.rstrip().split("\n")
+    # In Markdown a heading begins in the same way, but a solution does not end with one.
+    ends = [line for line in lines if _NUMBER_LINE.search(line)]
+    end = lines[-1] if "####" in lines[-1] else ends[-1] if ends else ""
+    said = gsm8k.read_answer(end) if end else None
     if not problem.answer:
         return problem._replace(answer=said or "")
     answer = gsm8k.read_number(problem.answer)

@@ -287,19 +287,20 @@ class MathGrader:
 
 
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox)\{([^{}]*)\}")
+_LETTERS = re.compile(r"[^\W\d_]+")
 _PLAIN_WORDS = re.compile(r"[^\W\d_]+(?:[ '’-]+[^\W\d_]+)*")
 
 
-def _words(answer: str) -> list[str]:
-    r"""Return the words of an answer that is nothing else, in small letters; none where it may be an expression.
+def _words(answer: str) -> str:
+    r"""Return an answer that is nothing but words, in small letters; empty where it may be an expression.
 
-    >>> [_words(answer) for answer in (r"\text{New York}", "Yes.", "ab", "x+1")]
-    [['new', 'york'], ['yes'], [], []]
+    >>> [_words(answer) for answer in (r"\text{New  York}", "Yes.", "xyz", "p-q", "x+1")]
+    ['new york', '', '', '', '']
     """
-    text = _TEXT.sub(r"\1", answer).strip().strip("$.").strip()
-    words = text.casefold().split() if _PLAIN_WORDS.fullmatch(text) else []
-    # Shorter ones may be products.
-    return words if any(len(word) > 2 for word in words) else []
+    text = " ".join(_TEXT.sub(r"\1", answer).casefold().split()).strip("$. ")
+    # What has shorter runs of letters alone may be a product or a difference.
+    is_text = _PLAIN_WORDS.fullmatch(text) and any(len(run) > 3 for run in _LETTERS.findall(text))
+    return text if is_text else ""
 
 
 def serve() -> None:

@@ -21,6 +21,7 @@ from peft_study.study.cards import base_card
 from peft_study.study.config import flatten, overrides_from
 from peft_study.study.provenance import provenance
 from peft_study.telling import Teller
+from peft_study.training.checkpoint import FILE as STATE
 from peft_study.training.pretrain import PretrainConfig, pretrain
 
 GENERATED = 64
@@ -75,7 +76,8 @@ def make_base(config: PretrainConfig, runs: Path, teller: Teller, *, n: int = 10
 def _begin(config: PretrainConfig, work: Path) -> None:
     """Keep `config` in the folder `work`; ConfigError where what was begun there has another one."""
     path, asked = work / "config.json", config.model_dump(mode="json")
-    if path.is_file():
+    # What was refused before its first checkpoint may be asked for otherwise.
+    if path.is_file() and (work / STATE).exists():
         now, begun = flatten(asked), flatten(json.loads(path.read_text()))
         others = [
             f"{key}={begun.get(key)}, not {now.get(key)}" for key in begun | now if begun.get(key) != now.get(key)

@@ -123,11 +123,11 @@ class Search(_Strict):
 
     @model_validator(mode="after")
     def _can_be_optimised(self) -> "Search":
-        if self.metric not in METRICS:
-            nearest = difflib.get_close_matches(self.metric, METRICS, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"metric must be one of records.METRICS, but is {self.metric!r}; the nearest is {nearest!r}"
-            )
+        # The gap closed is between arms, no measure of a trial.
+        measured = [name for name in METRICS if name != "gap_closed"]
+        if self.metric not in measured:
+            nearest = difflib.get_close_matches(self.metric, measured, n=1, cutoff=0.0)[0]
+            raise ValueError(f"metric must be one that is measured, but is {self.metric!r}; the nearest is {nearest!r}")
         if self.direction is None and METRICS[self.metric].direction == "none":
             raise ValueError(f"metric {self.metric} is better neither way; say direction: minimize, or maximize")
         if self.pruner != "none" and self.metric != "loss":

@@ -7,6 +7,7 @@ A table holds rounded measures; pooled intervals also need each trial's bootstra
 
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,7 +95,10 @@ def reuse(plan: Plan, runs: Path, results: Path, *, over_failed: bool = False) -
     source = trials_path(results / f"{plan.sweep.name}.csv")
     for planned, kept in taken:
         folder = runs / plan.sweep.name / planned.trial
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            # What a failed attempt has left, or one that was stopped.
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
         (folder / SAMPLES).write_bytes(as_bytes({planned.trial: kept}))
         result = kept.result | {"reused": str(source)}
         write_atomic(folder / "provenance.json", json.dumps(result["provenance"], indent=1) + "\n")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rich.console import Console
 
@@ -32,6 +32,9 @@ from peft_study.study.stores import best_effort, check_stores, read_metrics, rea
 from peft_study.study.tracking import Tracker, TrialRun
 from peft_study.study.weights import BaseWeights
 from peft_study.telling import Progress
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 PAUSE = "waits at its rung"
 """Reason of a trial that leaves its worker to go on later."""
@@ -187,6 +190,8 @@ class RunningSweep:
         """The same, while it waits at a rung or for a worker to go on from there."""
         self.brackets = brackets_of(plan)
         self.changed = False
+        self.retry_failed = False
+        self.bases = BaseWeights()
         self.ledgers: dict[str, Ledger] = {}
         """Cell to its study; a grid has one for all its cells."""
         self._open_ledgers()
@@ -216,6 +221,7 @@ class RunningSweep:
 
     def reconcile(self, *, retry_failed: bool) -> None:
         """Bring both databases in line with the results that are there; write nothing where they are."""
+        self.retry_failed = retry_failed
         for ledger in self._studies():
             ledger.put_back_leftovers()
         self.tracker.kill_leftovers()
@@ -235,13 +241,19 @@ class RunningSweep:
             result = read_result(self.folder / planned.trial)
             ledger = self.ledgers[planned.arm]
             frozen = known[ledger].get(planned.trial)
-            told = frozen is not None and frozen.state.is_finished()
-            if frozen is None or (told and result is None):
+            told = frozen is not None and frozen.state.is_finished() and not self._is_mended(frozen, result)
+            if frozen is None or (frozen.state.is_finished() and (result is None or not told)):
                 self._change()
                 ledger.enqueue(planned)
                 told = False
             if result is not None:
                 self._record(planned, result, told=told)
+
+    def _is_mended(self, frozen: "FrozenTrial", result: dict[str, Any] | None) -> bool:
+        """Return whether Optuna knows a trial as failed that has finished since, in a published table."""
+        if result is None or result["status"] != Status.FINISHED or frozen.state.name != "FAIL":
+            return False
+        return headline(result, self._metric) is not None
 
     def _forget_failed(self) -> None:
         for planned in self.trials:
@@ -251,9 +263,10 @@ class RunningSweep:
 
     def _check_bases(self) -> None:
         """Raise StoreError where a trial was begun on other weights than those its base has now."""
-        bases = BaseWeights()
         for planned in self.trials:
-            bases.check(self.folder / planned.trial, planned.config, f"move {self.folder} away to run the sweep anew")
+            self.bases.check(
+                self.folder / planned.trial, planned.config, f"move {self.folder} away to run the sweep anew"
+            )
 
     def _recall_drawn(self) -> None:
         """Plan again what earlier runs of a search have drawn."""
@@ -306,9 +319,14 @@ class RunningSweep:
                 ledger.enqueue(planned)
                 self.trials.append(planned)
                 self.tracker.log_plan(self.trials)
-                result = read_result(self.folder / planned.trial)
+                folder = self.folder / planned.trial
+                self.bases.check(folder, planned.config, f"move {self.folder} away to run the sweep anew")
+                result = read_result(folder)
+                if result is None:
+                    return planned
                 # What one pruner has stopped another may let go on.
-                if result is None or result["status"] == Status.PRUNED:
+                if result["status"] == Status.PRUNED or (self.retry_failed and result["status"] == Status.FAILED):
+                    (folder / "result.json").unlink()
                     return planned
                 self._record(planned, result, told=False)
                 if progress is not None:

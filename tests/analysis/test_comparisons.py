@@ -54,7 +54,6 @@ def test_whole_sweep(made: SimpleNamespace) -> None:
         "in distribution, beside the base as it is": [(name, "base as it is") for name in (low, high, full)],
         "short of full fine-tuning": [(low, full), (high, full)],
         "rank": [(high, low), (high, low)],
-        "short of the highest rank": [(low, high), (low, high)],
         NOTICING: [(f"correction: {name}", f"detection: {name}") for name in (low, high)],
     }
     assert found[NOTICING][0].measure == "free_auroc / detect_auroc, injected op 6"
@@ -83,6 +82,8 @@ def test_arms_of_another_setting_are_not_compared(
     another = made_from("another", "correction-r4", **changed)
     if "training_tokens" in changed:
         another = replace(another, result=another.result | {"tokens": changed["training_tokens"]})
+    # What is read of a budget is whole steps.
+    trials[0] = replace(trials[0], result=trials[0].result | {"tokens": trials[0].result["tokens"] + 256})
     found = compared(made, [*trials, another])
     compared_with_it = {each.topic for of in found.values() for each in of if "rank 4" in each.first + each.second}
     assert compared_with_it == ({"short of full fine-tuning"} if other == "scale" else set())
@@ -151,7 +152,7 @@ def test_arms_that_differ_in_one_thing(made: SimpleNamespace, made_from: Callabl
     all_linear = "LoRA all-linear rank 4"
     assert pairs == {
         "rank": [("LoRA qv rank 18", "LoRA qv rank 4"), ("LoRA qv rank 30", "LoRA qv rank 4")],
-        "short of the highest rank": [("LoRA qv rank 4", "LoRA qv rank 30"), ("LoRA qv rank 18", "LoRA qv rank 30")],
+        "short of the highest rank": [("LoRA qv rank 18", "LoRA qv rank 30")],
         # That of another base has no trial beside it.
         "matrices, at the same rank": [("LoRA qv rank 4", all_linear)],
         "matrices, with as many parameters": [("LoRA qv rank 18", all_linear)],

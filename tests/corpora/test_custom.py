@@ -175,6 +175,7 @@ def problem(solution: str, answer: str = "") -> Problem:
         (problem("It is seven."), "It is seven.", "", ""),
         (problem(r"So $\boxed{x}$."), r"So $\boxed{x}$.", "x", "math"),
         (problem(r"So $\boxed{7}$.", "7"), r"So $\boxed{7}$.", "7", "math"),
+        (problem("3 + 4 = 7.\n#### Answer: 7"), "3 + 4 = 7.\n#### Answer: 7", "7", "gsm8k"),
         (problem("#### Step 1: add\n3 + 4 = 7.", "7"), "#### Step 1: add\n3 + 4 = 7.\n#### 7", "7", "gsm8k"),
         (problem("#### Step 1: add\n3 + 4 = 7."), "#### Step 1: add\n3 + 4 = 7.", "", ""),
         (problem("It is 30.", "2 h 5 min"), "It is 30.\n\nThe answer is $\\boxed{2 h 5 min}$.", "2 h 5 min", "math"),

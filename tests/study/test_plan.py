@@ -90,6 +90,7 @@ def test_a_sweep_is_called_as_its_file(write_sweep: Write) -> None:
         ),
         ({"search": {"trials": 3, "space": {"training.lr": {"low": 2, "high": 1}}}}, "low must be at most high"),
         ({"search": {**SEARCH, "metric": "acuracy"}}, "is 'acuracy'; the nearest is 'accuracy'"),
+        ({"search": {**SEARCH, "metric": "gap_closed"}}, "must be one that is measured, but is 'gap_closed'"),
         ({"search": {**SEARCH, "metric": "retractions"}}, "retractions is better neither way; say direction"),
         (
             {"search": {**SEARCH, "metric": "accuracy", "pruner": "median"}},

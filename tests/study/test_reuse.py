@@ -89,7 +89,7 @@ def test_trials_of_another_base_are_refused(
 
 
 def test_failed_trials_that_are_published_are_not_run_again(
-    plan: Plan, fake: Any, published: Path, tmp_path: Path
+    plan: Plan, fake: Any, published: Path, tmp_path: Path, read_databases: Any
 ) -> None:
     elsewhere, again = tmp_path / "elsewhere", fake.FakeTrial()
     sweep(half(plan), elsewhere, fake.FakeTrial(failing=("detection-full",)))
@@ -105,6 +105,9 @@ def test_failed_trials_that_are_published_are_not_run_again(
     )
     assert set(outcome.statuses.values()) == {Status.FINISHED}
     assert again.ran == []
+    states = dict.fromkeys(planned.trial for planned in half(plan).trials)
+    states |= {trial: state for trial, state, _ in read_databases(elsewhere).optuna if state != "FAIL"}
+    assert set(states.values()) == {"COMPLETE"}
 
 
 def test_what_was_changed_on_the_command_line_is_not_published(

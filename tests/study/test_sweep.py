@@ -311,6 +311,14 @@ def test_what_a_search_has_drawn_is_not_drawn_and_run_again(
         shutil.copy(databases / name, runs / name)
     sweep(plan("none"), runs, whole)
     assert set(whole.ran) == set(pruned) & set(first.statuses)
+    # Nor is what was made on other weights taken.
+    shutil.copy(databases / "optuna.db", runs / "optuna.db")
+    for trial in first.statuses:
+        (runs / "made_up" / trial / "provenance.json").write_text('{"base_weights": "those"}')
+    with pytest.MonkeyPatch.context() as other:
+        other.setattr("peft_study.study.weights.fingerprint", lambda _: "others")
+        with pytest.raises(StoreError, match="made from other weights"):
+            sweep(plan("none"), runs, fake.FakeTrial())
 
 
 def test_trials_that_a_search_will_draw_are_expected(write_sweep: Write, runs: Path, fake: Any) -> None:

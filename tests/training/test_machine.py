@@ -60,6 +60,7 @@ def test_what_is_asked_for_is_taken(tmp_path: Path, precision: str, attention: s
     assert machine.settled(half_open, tmp_path, head_width=32, width=64).attention == attention
 
 
+@pytest.mark.usefixtures("kernel")
 def test_what_was_chosen_for_others_does_not_take_the_place_of_what_is_asked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_bf16_speedup_is_a_ratio() -> None:
     assert 0.001 < machine.bf16_speedup(rounds=2) < 1000
 
 
+@pytest.mark.usefixtures("headers")
 @pytest.mark.parametrize(
     ("asked", "steps", "compiler", "expected"),
     [
@@ -158,6 +160,14 @@ def test_long_runs_are_compiled_where_that_is_possible(
     assert machine.is_compiled(TrainingConfig(compile=asked, attention="eager"), steps, torch.device("cpu")) is expected
 
 
+@pytest.fixture
+def headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Have headers of Python, wherever the tests run."""
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(machine.sysconfig, "get_path", lambda _: str(tmp_path))
+
+
+@pytest.mark.usefixtures("headers")
 def test_compiling_that_is_asked_for_and_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainingConfig(compile=True, attention="eager")
     monkeypatch.setenv("CXX", "/nowhere/g++")
@@ -171,8 +181,12 @@ def test_compiling_that_is_asked_for_and_cannot_be_is_refused(monkeypatch: pytes
     assert not machine.is_compiled(TrainingConfig(attention="sdpa"), 10_000, torch.device("cuda"))
 
 
+@pytest.mark.usefixtures("headers")
 @pytest.mark.parametrize(("asked", "expected"), [("auto", False), (True, True)])
-def test_what_kernels_compute_is_compiled_on_demand_only(asked: Any, expected: bool) -> None:
+def test_what_kernels_compute_is_compiled_on_demand_only(
+    monkeypatch: pytest.MonkeyPatch, asked: Any, expected: bool
+) -> None:
+    monkeypatch.setenv("CXX", sys.executable)
     config = TrainingConfig(compile=asked, attention="varlen")
     assert machine.is_compiled(config, 10 * machine.COMPILED_STEPS, torch.device("cpu")) is expected
 
