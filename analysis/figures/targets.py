@@ -1,6 +1,6 @@
 """The target sets figure: both skills against trainable parameters, a curve for each set of adapted matrices."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -81,6 +81,10 @@ def describe(info: TargetsInfo) -> str:
     )
 
 
+def _handles(axes: Axes) -> tuple[list[Any], list[Any]]:
+    return axes.get_legend_handles_labels()
+
+
 def draw(info: TargetsInfo) -> Figure:
     """Draw a panel for each skill."""
     with look():
@@ -96,11 +100,15 @@ def draw(info: TargetsInfo) -> Figure:
             metric = f"share solved{of}" if skill == "correction" else f"AUROC{of}, injected mistakes"
             axes.set_title(f"{skill.capitalize()}: {metric}", color=SKILL_COLOURS[skill])
             drawn.append((axes, panel))
+        # Below, where it covers no interval.
+        named = {text: handle for axes, _ in drawn for handle, text in zip(*_handles(axes), strict=True)}
+        if named:
+            figure.legend(
+                list(named.values()), list(named), loc="outside lower center", ncols=4, fontsize=9, frameon=False
+            )
         # The layout must settle before labels can be kept apart in points.
         figure.canvas.draw()
         for axes, panel in drawn:
-            if axes is drawn[0][0]:
-                axes.legend(loc="best", fontsize=8, framealpha=1, edgecolor="white")
             texts = [reference.text for reference in panel.references]
             values = [reference.interval.value for reference in panel.references]
             strip_labels(axes, 1.01, values, texts, [MUTED] * len(texts))

@@ -116,7 +116,11 @@ def test_targets_has_a_curve_for_each_set_of_matrices(made: SimpleNamespace) -> 
         "full fine-tuning": pooled(frame, "full", "accuracy"),
     }
     assert [reference.text for reference in info.panels["detection"].references] == ["full fine-tuning"]
-    texts = [text.get_text() for axes in targets.draw(info).axes for text in axes.texts]
+    figure = targets.draw(info)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["all-linear", "qv"]
+    assert not any(axes.get_window_extent().overlaps(legend.get_window_extent()) for axes in figure.axes)
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert {"r1", "r4", "r16", "control", "full fine-tuning"} == set(texts)
     assert "Dashed" in targets.describe(info)
 
