@@ -128,6 +128,16 @@ class Ledger:
         else:
             self.study.tell(self.number(trial), named[1])
 
+    def is_told(self, frozen: "FrozenTrial", result: Mapping[str, Any] | None, metric: str | None = None) -> bool:
+        """Return whether `frozen` has ended, and as the `result` that is there says.
+
+        What has failed may have been taken from a published table since, where it is finished.
+        """
+        if result is None or not frozen.state.is_finished():
+            return False
+        has_value = result["status"] == Status.FINISHED and headline(result, metric) is not None
+        return not (has_value and frozen.state == self.states.FAIL)
+
     def report(self, trial: str, step: int, value: float) -> None:
         """Report an intermediate value, unless it is there."""
         known = self.ids[trial]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
 
@@ -32,9 +32,6 @@ from peft_study.study.stores import best_effort, check_stores, read_metrics, rea
 from peft_study.study.tracking import Tracker, TrialRun
 from peft_study.study.weights import BaseWeights
 from peft_study.telling import Progress
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
 
 PAUSE = "waits at its rung"
 """Reason of a trial that leaves its worker to go on later."""
@@ -241,19 +238,13 @@ class RunningSweep:
             result = read_result(self.folder / planned.trial)
             ledger = self.ledgers[planned.arm]
             frozen = known[ledger].get(planned.trial)
-            told = frozen is not None and frozen.state.is_finished() and not self._is_mended(frozen, result)
-            if frozen is None or (frozen.state.is_finished() and (result is None or not told)):
+            told = frozen is not None and ledger.is_told(frozen, result, self._metric)
+            if frozen is None or (frozen.state.is_finished() and not told):
                 self._change()
                 ledger.enqueue(planned)
                 told = False
             if result is not None:
                 self._record(planned, result, told=told)
-
-    def _is_mended(self, frozen: "FrozenTrial", result: dict[str, Any] | None) -> bool:
-        """Return whether Optuna knows a trial as failed that has finished since, in a published table."""
-        if result is None or result["status"] != Status.FINISHED or frozen.state.name != "FAIL":
-            return False
-        return headline(result, self._metric) is not None
 
     def _forget_failed(self) -> None:
         for planned in self.trials:
