@@ -95,11 +95,11 @@ def refill_pages(results: Path, *, sweep: str | None = None) -> list[Path]:
 def _standing(sweep: Published) -> list[Element]:
     counts = counts_of(sweep.frame)
     pruned = counts.unfinished - counts.to_come
-    rest = f", {pruned} were stopped on purpose" * bool(pruned) + f", {counts.to_come} are to come" * bool(
-        counts.to_come
-    )
     finished = counts.planned - counts.failed - counts.unfinished
-    progress = f"Of {counts.planned} trials {finished} are finished, {counts.failed} failed{rest}."
+    parts = [f"{finished} are finished", f"{counts.failed} failed"]
+    parts += [f"{pruned} were stopped on purpose"] * bool(pruned)
+    parts += [f"{counts.to_come} are to come"] * bool(counts.to_come)
+    progress = f"Of {counts.planned} trials {', '.join(parts)}."
     return [Text(f"{progress} {verdict.standing(counts, first_look=False)}")]
 
 

@@ -78,17 +78,21 @@ def _scale(line: ArmSummary) -> float | None:
     return line.row["lora_alpha"] / line.row["rank"] if line.row["method"] == "lora" else None
 
 
+def _of_role(line: ArmSummary, lines: Sequence[ArmSummary], role: Role) -> list[ArmSummary]:
+    """Return the arms of a role, of the skill and the setting of `line`."""
+    return [other for other in lines if (other.skill, other.role) == (line.skill, role) and same_setting(line, other)]
+
+
 def reference(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
     """Return the lower end of the skill's scale: the control that is fully trained, or the probe."""
     role = Role.CONTROL if line.skill == "correction" else Role.PROBE
-    found = [other for other in lines if (other.skill, other.role) == (line.skill, role) and same_setting(line, other)]
+    found = _of_role(line, lines, role)
     return first_of([other for other in found if on_curve(other, found)])
 
 
 def upper(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
     """Return the upper end of the skill's scale."""
-    of_role = [other for other in lines if (other.skill, other.role) == (line.skill, Role.UPPER)]
-    return first_of([other for other in of_role if same_setting(line, other)])
+    return first_of(_of_role(line, lines, Role.UPPER))
 
 
 def _clean(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
@@ -98,8 +102,7 @@ def _clean(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
 
 
 def _base(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:
-    of_role = [other for other in lines if (other.skill, other.role) == ("correction", Role.BASE)]
-    return first_of([x for x in of_role if same_setting(line, x)]) if line.skill == "correction" else None
+    return first_of(_of_role(line, lines, Role.BASE)) if line.skill == "correction" else None
 
 
 def _full(line: ArmSummary, lines: Sequence[ArmSummary]) -> ArmSummary | None:

@@ -63,6 +63,8 @@ class ArmSummary(NamedTuple):
     """What a reader must know before believing the line."""
     notes: tuple[str, ...]
     """References that rest on fewer trials than the arm."""
+    budget: int | None
+    """Tokens that each of its trials was to read."""
 
     @property
     def finished(self) -> int:
@@ -136,11 +138,9 @@ def same_setting(one: ArmSummary, other: ArmSummary) -> bool:
     The budget is what was asked for: what is read of it depends on the size of a step.
     """
     columns = [column for column in _SETTING[one.role] if column in _SETTING[other.role]]
-    return all(_part(one, column) == _part(other, column) for column in columns)
-
-
-def _part(line: ArmSummary, column: str) -> object:
-    return json.loads(line.row["config"] or "{}").get("training.tokens") if column == "tokens" else line.row[column]
+    is_budget = "tokens" in columns
+    same = all(one.row[column] == other.row[column] for column in columns if column != "tokens")
+    return same and (not is_budget or one.budget == other.budget)
 
 
 def shown_setting(lines: Sequence[ArmSummary]) -> ArmSummary | None:
@@ -308,6 +308,7 @@ def _summary(skill: str, arm: str, role: Role, rows: Sequence[Row], trials: Sequ
         problems=headline["n"] if headline else 0,
         alarms=alarms,
         notes=notes,
+        budget=json.loads(rows[0]["config"] or "{}").get("training.tokens"),
     )
 
 

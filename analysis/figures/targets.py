@@ -81,10 +81,6 @@ def describe(info: TargetsInfo) -> str:
     )
 
 
-def _handles(axes: Axes) -> tuple[list[Any], list[Any]]:
-    return axes.get_legend_handles_labels()
-
-
 def draw(info: TargetsInfo) -> Figure:
     """Draw a panel for each skill."""
     with look():
@@ -101,7 +97,10 @@ def draw(info: TargetsInfo) -> Figure:
             axes.set_title(f"{skill.capitalize()}: {metric}", color=SKILL_COLOURS[skill])
             drawn.append((axes, panel))
         # Below, where it covers no interval.
-        named = {text: handle for axes, _ in drawn for handle, text in zip(*_handles(axes), strict=True)}
+        named: dict[str, Any] = {}
+        for axes, _ in drawn:
+            handles, texts = axes.get_legend_handles_labels()
+            named.update(zip(texts, handles, strict=True))
         if named:
             figure.legend(
                 list(named.values()), list(named), loc="outside lower center", ncols=4, fontsize=9, frameon=False

@@ -224,7 +224,8 @@ class RunningSweep:
         self.tracker.kill_leftovers()
         if self.sweep.search is not None:
             self._recall_drawn()
-        self._check_bases()
+        for planned in self.trials:
+            self._check_base(planned)
         if retry_failed:
             self._forget_failed()
         if not self.tracker.plan_is_logged(self.trials):
@@ -252,12 +253,10 @@ class RunningSweep:
             if result is not None and result["status"] == Status.FAILED:
                 (self.folder / planned.trial / "result.json").unlink()
 
-    def _check_bases(self) -> None:
+    def _check_base(self, planned: PlannedTrial) -> None:
         """Raise StoreError where a trial was begun on other weights than those its base has now."""
-        for planned in self.trials:
-            self.bases.check(
-                self.folder / planned.trial, planned.config, f"move {self.folder} away to run the sweep anew"
-            )
+        remedy = f"move {self.folder} away to run the sweep anew"
+        self.bases.check(self.folder / planned.trial, planned.config, remedy)
 
     def _recall_drawn(self) -> None:
         """Plan again what earlier runs of a search have drawn."""
@@ -310,8 +309,8 @@ class RunningSweep:
                 ledger.enqueue(planned)
                 self.trials.append(planned)
                 self.tracker.log_plan(self.trials)
+                self._check_base(planned)
                 folder = self.folder / planned.trial
-                self.bases.check(folder, planned.config, f"move {self.folder} away to run the sweep anew")
                 result = read_result(folder)
                 if result is None:
                     return planned

@@ -72,7 +72,8 @@ def train(
     check_attention(config, device)
     mine = share_of(config.batch_windows, accelerator.process_index, accelerator.num_processes)
     learner.place(device)
-    sharded = sharded and accelerator.num_processes > 1
+    alone = accelerator.num_processes == 1
+    sharded = sharded and not alone
     if sharded:
         check_sharded(config)
         shard(learner, device)
@@ -98,7 +99,6 @@ def train(
         losses: list[Tensor] = []
         num_positions = positions_of(batches, accelerator)
         weights = weights_of(batches, num_positions, accelerator.num_processes)
-        alone = accelerator.num_processes == 1
         for number, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             is_last = batch is batches[-1]
             reduce_gradients(model, now=is_last)
