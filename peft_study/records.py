@@ -1,4 +1,4 @@
-"""What a result is made of: statuses, metric names with unit and direction, and the columns of the tidy table."""
+"""What a result is made of: statuses, grades, metric names with unit and direction, the columns of the tidy table."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -21,6 +21,21 @@ class Status(StrEnum):
 
 class Stopped(BaseException):
     """Raised through a trial to stop it on purpose; no Exception, so that no trial takes it for its own failure."""
+
+
+class Grade(StrEnum):
+    """What became of an answer. Only `right` counts as solved; the others are reported apart from each other."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNPARSABLE = "unparsable"
+    """No answer could be read from what was written."""
+    TRUNCATED = "truncated"
+    """The model was stopped before it had ended."""
+    TIMED_OUT = "timed_out"
+    """A program ran past its limit of time."""
+    CRASHED = "crashed"
+    """A program ended with an error, or was ended for breaking a limit."""
 
 
 class Metric(NamedTuple):

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft_study.corpora import evalplus
-from peft_study.corpora.records import Grade, Problem
+from peft_study.corpora.records import Problem
 from peft_study.corpora.rows import find_split, read_rows
-from peft_study.corpora.sandbox import Sandbox
-from peft_study.corpora.sandbox_jobs import Job, Outcome
 from peft_study.errors import ConfigError, DataError
+from peft_study.records import Grade
+from peft_study.sandbox.jobs import Job, Outcome
+from peft_study.sandbox.sandbox import Sandbox
 
 
 class CodeProblem(NamedTuple):
@@ -29,7 +30,7 @@ class CodeProblem(NamedTuple):
     solution: str
     """The reference solution, a whole program."""
     exam: str
-    """What the examiner runs; see `sandbox.Job`."""
+    """What the examiner runs; see `jobs.Job`."""
     data: Any
     """What the exam finds as `data`."""
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from peft_study.corpora.arithmetic import equations, numbers, plain
-from peft_study.corpora.records import Grade, Problem
+from peft_study.corpora.records import Problem
 from peft_study.corpora.rows import find_split, read_rows, texts
 from peft_study.corpora.steps import Form
 from peft_study.errors import DataError
+from peft_study.records import Grade
 
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from peft_study.corpora.arithmetic import Number
-from peft_study.corpora.records import Grade, Problem
+from peft_study.corpora.records import Problem
 from peft_study.corpora.rows import find_split, read_rows, texts
 from peft_study.corpora.steps import Form
 from peft_study.errors import ConfigError, DataError
+from peft_study.records import Grade
 
 # ---- loading
 

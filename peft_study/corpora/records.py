@@ -1,22 +1,6 @@
-"""What corpora hold: problems with reference solutions, documents cut into segments, and how an answer was graded."""
+"""What corpora hold: problems with reference solutions, and documents cut into segments."""
 
-from enum import StrEnum
 from typing import Literal, NamedTuple
-
-
-class Grade(StrEnum):
-    """What became of an answer. Only `right` counts as solved; the others are reported apart from each other."""
-
-    RIGHT = "right"
-    WRONG = "wrong"
-    UNPARSABLE = "unparsable"
-    """No answer could be read from what was written."""
-    TRUNCATED = "truncated"
-    """The model was stopped before it had ended."""
-    TIMED_OUT = "timed_out"
-    """A program ran past its limit of time."""
-    CRASHED = "crashed"
-    """A program ended with an error, or was ended for breaking a limit."""
 
 
 class Problem(NamedTuple):

@@ -13,8 +13,9 @@ answer does not depend on, such as `192*100=$1920`. MATH has no plain arithmetic
 
 from typing import NamedTuple, Protocol
 
-from peft_study.corpora.records import Document, Grade, Problem, Segment
+from peft_study.corpora.records import Document, Problem, Segment
 from peft_study.corpora.steps import Form, conversation, equations_of, split_lead
+from peft_study.records import Grade
 
 
 class Grader(Protocol):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from peft_study.corpora.sandbox_jobs import Limits
+from peft_study.sandbox.jobs import Limits
 
 
 class EvaluationConfig(BaseModel):

@@ -7,9 +7,8 @@ from typing import NamedTuple
 from peft_study.corpora import gsm8k, math
 from peft_study.corpora.code import CodeProblem, grade_programs
 from peft_study.corpora.config import CODE
-from peft_study.corpora.records import Grade, Problem
+from peft_study.corpora.records import Problem
 from peft_study.corpora.sampled import Grader
-from peft_study.corpora.sandbox import Sandbox
 from peft_study.corpora.steps import Form
 from peft_study.errors import ConfigError
 from peft_study.evaluation.config import NaturalEvaluationConfig
@@ -17,6 +16,8 @@ from peft_study.evaluation.problems import Attempt
 from peft_study.evaluation.writing import Written
 from peft_study.igsm.text import ANSWER
 from peft_study.igsm.verify import Verdict, judge
+from peft_study.records import Grade
+from peft_study.sandbox.sandbox import Sandbox
 
 
 class Mark(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from peft_study.corpora.code import CodeProblem
 from peft_study.corpora.config import CODE
 from peft_study.corpora.corpus import Corpus
-from peft_study.corpora.records import Document, Grade, Problem
+from peft_study.corpora.records import Document, Problem
 from peft_study.errors import ConfigError
 from peft_study.evaluation.cells import SAMPLES, Findings
 from peft_study.evaluation.config import NaturalEvaluationConfig
@@ -20,7 +20,7 @@ from peft_study.evaluation.solving import departures, solving_measures
 from peft_study.evaluation.writing import Written, write
 from peft_study.igsm.families import family_named
 from peft_study.models.pretrained import PretrainedLearner
-from peft_study.records import Measure
+from peft_study.records import Grade, Measure
 from peft_study.rng import python_stream
 from peft_study.skills.encode import Encoder
 from peft_study.stats import paired_difference, wilson

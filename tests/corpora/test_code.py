@@ -11,10 +11,10 @@ import pytest
 
 from peft_study.corpora import code, evalplus
 from peft_study.corpora.code import CodeProblem, grade_programs, read_program
-from peft_study.corpora.records import Grade
-from peft_study.corpora.sandbox import Sandbox
-from peft_study.corpora.sandbox_jobs import Limits
 from peft_study.errors import ConfigError, DataError
+from peft_study.records import Grade
+from peft_study.sandbox.jobs import Limits
+from peft_study.sandbox.sandbox import Sandbox
 
 ADD = {
     "task_id": "HumanEval/0",

@@ -8,9 +8,10 @@ import pytest
 from peft_study.corpora import gsm8k, math
 from peft_study.corpora.config import Columns
 from peft_study.corpora.custom import Read, read, styled
-from peft_study.corpora.records import Grade, Problem
+from peft_study.corpora.records import Problem
 from peft_study.corpora.sources import Rows
 from peft_study.errors import DataError
+from peft_study.records import Grade
 
 
 def rows(*given: Mapping[str, Any]) -> Rows:

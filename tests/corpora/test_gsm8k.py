@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_study.corpora import gsm8k
-from peft_study.corpora.records import Grade, Problem
+from peft_study.corpora.records import Problem
 from peft_study.errors import DataError
+from peft_study.records import Grade
 
 ROW = {
     "question": "Natalia sold clips to 48 of her friends. How many?",

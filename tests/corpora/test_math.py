@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from peft_study.corpora import math
 from peft_study.corpora.math import MathGrader, cut, read_answer
-from peft_study.corpora.records import Grade, Problem
+from peft_study.corpora.records import Problem
 from peft_study.errors import ConfigError, DataError
+from peft_study.records import Grade
 
 ROW = {
     "problem": "What is $f(-2)$?",

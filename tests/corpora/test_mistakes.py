@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from peft_study.corpora import gsm8k, math
 from peft_study.corpora.arithmetic import equations, numbers
 from peft_study.corpora.mistakes import Kind, MistakeConfig, documents
-from peft_study.corpora.records import Document, Grade, Problem, Segment
+from peft_study.corpora.records import Document, Problem, Segment
 from peft_study.corpora.steps import Form, same, split_lead
 from peft_study.errors import ConfigError
+from peft_study.records import Grade
 from tests.corpora.reading import labels
 
 KINDS: tuple[Kind, ...] = ("weak", "miss", "foreign", "number")

@@ -13,9 +13,10 @@ import pytest
 from peft_study.corpora import gsm8k, math
 from peft_study.corpora.chat import ServerConfig
 from peft_study.corpora.mistakes import MistakeConfig, documents
-from peft_study.corpora.records import Grade, Problem
+from peft_study.corpora.records import Problem
 from peft_study.corpora.rewriter import ModelRewriter, fault, prompt, server_rewriter
 from peft_study.errors import DataError
+from peft_study.records import Grade
 
 CLIPS = Problem(
     "gsm8k/test/0",

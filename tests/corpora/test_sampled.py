@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from peft_study.corpora import gsm8k, math
-from peft_study.corpora.records import Document, Grade, Problem
+from peft_study.corpora.records import Document, Problem
 from peft_study.corpora.sampled import Judged, Sample, document, first_wrong_step, judge
+from peft_study.records import Grade
 from tests.corpora.reading import labels
 
 CLIPS = Problem(

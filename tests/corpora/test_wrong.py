@@ -8,7 +8,8 @@ import pytest
 
 from peft_study.corpora import gsm8k, math
 from peft_study.corpora.arithmetic import equations
-from peft_study.corpora.records import Document, Grade, Problem
+from peft_study.corpora.records import Document, Problem
+from peft_study.records import Grade
 from peft_study.rng import python_stream
 from tests.corpora.reading import labels
 from tests.corpora.wrong import wrong_solution

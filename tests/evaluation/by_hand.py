@@ -1,13 +1,13 @@
 """Corpora, solutions and measures, made and read by hand."""
 
 from peft_study.corpora.corpus import Corpus
-from peft_study.corpora.records import Document, Grade, Problem, Segment, SegmentKind, Turn
+from peft_study.corpora.records import Document, Problem, Segment, SegmentKind, Turn
 from peft_study.evaluation.cells import Findings
 from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.evaluation.grading import Mark
 from peft_study.evaluation.natural_solving import Solution
 from peft_study.evaluation.writing import Written
-from peft_study.records import METRICS
+from peft_study.records import METRICS, Grade
 
 TESTING = NaturalEvaluationConfig(max_new_tokens=60, batch=2)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from peft_study.corpora import code, gsm8k, math
-from peft_study.corpora.records import Grade, Problem
+from peft_study.corpora.records import Problem
 from peft_study.corpora.synthetic import pairs, settings_of
 from peft_study.errors import ConfigError
 from peft_study.evaluation.config import NaturalEvaluationConfig
@@ -13,6 +13,7 @@ from peft_study.evaluation.grading import Mark, open_marker, up_to_answer
 from peft_study.evaluation.writing import Written
 from peft_study.igsm.families import NANO
 from peft_study.igsm.verify import Verdict
+from peft_study.records import Grade
 from peft_study.skills.config import DataConfig
 
 CONFIG = NaturalEvaluationConfig()

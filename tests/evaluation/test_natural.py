@@ -13,7 +13,7 @@ import torch
 from peft_study.corpora.code import CodeProblem
 from peft_study.corpora.config import CorpusConfig
 from peft_study.corpora.corpus import Corpus, load_corpus
-from peft_study.corpora.records import Grade, Segment, SegmentKind, Turn
+from peft_study.corpora.records import Segment, SegmentKind, Turn
 from peft_study.corpora.synthetic import pairs, settings_of
 from peft_study.errors import ConfigError
 from peft_study.evaluation.cells import Findings
@@ -30,6 +30,7 @@ from peft_study.evaluation.natural_solving import (
 )
 from peft_study.models.config import MethodConfig, PretrainedConfig
 from peft_study.models.pretrained import PretrainedLearner
+from peft_study.records import Grade
 from peft_study.skills.config import DataConfig, SkillConfig
 from peft_study.skills.encode import Encoded, Encoder
 from peft_study.skills.packing import pack

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from peft_study.corpora.gsm8k import FORM
-from peft_study.corpora.records import Document, Grade
+from peft_study.corpora.records import Document
 from peft_study.evaluation.natural_detecting import detection, document_points, is_for_threshold, own_documents
+from peft_study.records import Grade
 from peft_study.skills.encode import Encoded
 from peft_study.skills.targets import NOT_A_DECISION
 from peft_study.stats import ratio_interval

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from peft_study.corpora.sandbox import Sandbox
-from peft_study.corpora.sandbox_jobs import Layer, Limits
+from peft_study.sandbox.jobs import Layer, Limits
+from peft_study.sandbox.sandbox import Sandbox
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 MODES = ("root", "landlock", "ordinary", "ordinary, landlock")

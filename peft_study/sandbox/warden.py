@@ -1,4 +1,4 @@
-"""The caller's side of one warden: a process of `sandbox_child`, and the pipes to it."""
+"""The caller's side of one warden: a process of `child`, and the pipes to it."""
 
 import contextlib
 import json
@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft_study.corpora.sandbox_jobs import Job, Layer, Limits
-from peft_study.corpora.sandbox_values import dumps
+from peft_study.sandbox.jobs import Job, Layer, Limits
+from peft_study.sandbox.values import dumps
 
-_START = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from peft_study.corpora import sandbox_child; sandbox_child.main()"
-)
+_START = "import sys; sys.path.insert(0, sys.argv[1]); from peft_study.sandbox import child; child.main()"
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",

@@ -26,9 +26,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from peft_study.corpora import sandbox_walls as walls
-from peft_study.corpora.sandbox_calls import filter_program, restrict_calls, seccomp_available
-from peft_study.corpora.sandbox_guests import GONE, examine, serve, write
+from peft_study.sandbox import walls
+from peft_study.sandbox.calls import filter_program, restrict_calls, seccomp_available
+from peft_study.sandbox.guests import GONE, examine, serve, write
 
 COMMANDS, REPLIES = 0, 1
 NO_VERDICT = "no verdict"

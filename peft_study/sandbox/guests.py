@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from peft_study.corpora.sandbox_values import dumps, loads
+from peft_study.sandbox.values import dumps, loads
 
 REQUESTS, ANSWERS = 3, 4
 """Descriptors of both, each holding its own end: arguments to the program, values to the examiner."""

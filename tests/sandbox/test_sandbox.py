@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from peft_study.corpora.records import Grade
-from peft_study.corpora.sandbox import ESCAPES, Sandbox, lacking
-from peft_study.corpora.sandbox_jobs import Job, Layer, Limits
 from peft_study.errors import ConfigError, DataError, SandboxError
+from peft_study.records import Grade
+from peft_study.sandbox.jobs import Job, Layer, Limits
+from peft_study.sandbox.sandbox import ESCAPES, Sandbox, lacking
 
 TIGHT = Limits(cpu_seconds=1, wall_seconds=30, memory_mib=256, output_bytes=100_000, file_mib=1)
 ALL = frozenset(Layer)

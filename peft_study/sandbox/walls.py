@@ -15,7 +15,7 @@ import sysconfig
 from collections.abc import Container, Iterable
 from typing import NamedTuple
 
-from peft_study.corpora.sandbox_calls import libc_call
+from peft_study.sandbox.calls import libc_call
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x0002_0000, 0x0400_0000, 0x0800_0000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x1000_0000, 0x2000_0000, 0x4000_0000

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from peft_study.corpora.records import Grade
+from peft_study.records import Grade
 
 
 class Limits(BaseModel):

@@ -26,10 +26,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from peft_study.corpora.records import Grade
-from peft_study.corpora.sandbox_jobs import Job, Layer, Limits, Outcome
-from peft_study.corpora.sandbox_warden import LostError, Warden
 from peft_study.errors import ConfigError, DataError, SandboxError
+from peft_study.records import Grade
+from peft_study.sandbox.jobs import Job, Layer, Limits, Outcome
+from peft_study.sandbox.warden import LostError, Warden
 
 
 class Protection(NamedTuple):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from peft_study.corpora.records import Grade
-from peft_study.corpora.sandbox import Sandbox
-from peft_study.corpora.sandbox_jobs import Job, Layer, Limits
-from peft_study.corpora.sandbox_walls import pick_uids
 from peft_study.errors import SandboxError
+from peft_study.records import Grade
+from peft_study.sandbox.jobs import Job, Layer, Limits
+from peft_study.sandbox.sandbox import Sandbox
+from peft_study.sandbox.walls import pick_uids
 
 TIGHT = Limits(cpu_seconds=1, wall_seconds=30, memory_mib=256, output_bytes=100_000, file_mib=1)
 FOUR = TIGHT.model_copy(update={"processes": 4})
@@ -142,8 +142,8 @@ def orphans() -> Iterator[None]:
 
 CALLER = """
 import os, sys, time
-from peft_study.corpora.sandbox import Sandbox
-from peft_study.corpora.sandbox_jobs import Job, Layer, Limits
+from peft_study.sandbox.sandbox import Sandbox
+from peft_study.sandbox.jobs import Job, Layer, Limits
 what, layers, python = sys.argv[1], frozenset(Layer(name) for name in sys.argv[2].split()), sys.argv[3:]
 sandbox = Sandbox(Limits(wall_seconds=60), allow_untrusted_code=True, layers=layers, python=python)
 if "forked" in what and os.fork() == 0:
