@@ -7,9 +7,6 @@ and are rows too.
 
 import io
 import json
-import logging
-import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,9 +16,9 @@ from analysis.rows import SweepRecord, TrialRecord, kept_samples, rows_of
 from analysis.table import read_results, write_results
 from peft_study.errors import DataError
 from peft_study.records import Status
+from peft_study.study.mlflow_store import EXPERIMENT, artifacts_path, open_client, runs_of
 from peft_study.study.reuse import SAMPLES, read_trials
 from peft_study.study.stores import MLFLOW, check_database, mlflow_path
-from peft_study.study.tracking import EXPERIMENT, artifacts_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,7 +75,7 @@ def read_sweep(sweep: str, runs: Path) -> SweepRecord:
     database = mlflow_path(runs)
     client = _client(database)
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    found = [] if experiment is None else _search(client, experiment.experiment_id, f"tags.sweep = '{sweep}'")
+    found = [] if experiment is None else list(runs_of(client, experiment.experiment_id, sweep))
     parent = next((run for run in found if "trial" not in run.data.tags), None)
     if experiment is None or parent is None:
         raise DataError(f"{database} holds no sweep called {sweep!r}; `peft-study sweep {sweep}` runs it")
@@ -100,32 +97,10 @@ def read_sweep(sweep: str, runs: Path) -> SweepRecord:
 
 
 def _client(database: Path) -> "MlflowClient":
-    """Return a client on `database`, which must be there already: MLflow would make tables in any file it is given."""
+    """Return a client on `database`, which must be there already."""
     if not check_database(database, MLFLOW):
         raise DataError(f"no runs are stored in {database}; `peft-study sweep` makes them")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    with warnings.catch_warnings():
-        # MLflow 3 uses a loader strategy that SQLAlchemy 2.1 announces to remove.
-        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")
-        # Slow to import, and only needed here; it sets these levels itself, so they come after.
-        from mlflow import MlflowClient
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        uri = f"sqlite:///{database.resolve()}"
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _search(client: "MlflowClient", experiment: str, query: str) -> list["Run"]:
-    """Return all runs that `query` matches, the newest first."""
-    found: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"], page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    return open_client(database)
 
 
 def _read_trial(cell: dict[str, Any], runs: list["Run"], artifacts: _Artifacts) -> TrialRecord:

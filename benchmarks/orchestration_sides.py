@@ -21,8 +21,9 @@ from benchmarks.trials import finished
 from peft_study.files import write_atomic
 from peft_study.igsm.families import NANO
 from peft_study.study.config import TrialConfig
-from peft_study.study.plan import build_plan, read_sweep
+from peft_study.study.plan import build_plan
 from peft_study.study.sweep import run_sweep
+from peft_study.study.sweep_file import read_sweep
 
 REPORTS = 8
 TOKENS = 8_000

@@ -31,8 +31,9 @@ from peft_study.models.adapters import attach
 from peft_study.models.base import load_base, load_model
 from peft_study.models.learner import Learner
 from peft_study.study.config import TrialConfig
-from peft_study.study.plan import Plan, build_plan, read_sweep
+from peft_study.study.plan import Plan, build_plan
 from peft_study.study.sweep import run_sweep
+from peft_study.study.sweep_file import read_sweep
 from peft_study.study.trial import train_learner
 from peft_study.telling import Teller, unheard
 from peft_study.training.machine import prepare_process

@@ -121,7 +121,8 @@ def sweep(
     Only what is missing is run: stop it, or kill it, and the same command goes on where it was. Exit code 1 where a
     trial has failed.
     """
-    from peft_study.study.plan import build_plan, read_sweep
+    from peft_study.study.plan import build_plan
+    from peft_study.study.sweep_file import read_sweep
 
     # In a file or a pipe lines may be as long as the tables want.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -415,7 +416,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1.")] = 5000, runs: RunsOption = RUNS
 ) -> None:
     """Show all runs in the browser with MLflow, on this machine only; Ctrl-C ends it."""
-    from peft_study.study.tracking import ui_address, ui_command
+    from peft_study.study.mlflow_store import ui_address, ui_command
 
     command = ui_command(runs, port=port)
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

@@ -36,7 +36,13 @@ LAYERS = (
 """Below first: a module imports from its own layer and those before it."""
 
 DOORS = {
-    "mlflow": ("peft_study.study.tracking", "peft_study.study.served", "analysis.export"),
+    "mlflow": (
+        "peft_study.study.mlflow_store",
+        "peft_study.study.tracking",
+        "peft_study.study.logged_model",
+        "peft_study.study.served",
+        "analysis.export",
+    ),
     "optuna": ("peft_study.study.ledger",),
     # served.py is run by MLflow alone, where this package need not be.
     "peft": ("peft_study.models.adapters", "peft_study.study.served"),

@@ -12,7 +12,8 @@ from peft_study.models.base import Architecture, build_base
 from peft_study.models.targets import sides
 from peft_study.records import COLUMNS
 from peft_study.study.config import build_config, flatten, read_yaml
-from peft_study.study.plan import SWEEPS, build_plan, read_sweep
+from peft_study.study.plan import build_plan
+from peft_study.study.sweep_file import SWEEPS, read_sweep
 from peft_study.study.tuned import RESULTS, TUNING_METRIC, Cell, TunedRates, cell_of
 
 FILES = sorted(SWEEPS.rglob("*.yaml"))

@@ -11,8 +11,9 @@ from enum import Enum
 from pathlib import Path
 
 from peft_study.records import Status
-from peft_study.study.plan import Halving, Plan, PlannedTrial
+from peft_study.study.plan import Plan, PlannedTrial
 from peft_study.study.stores import read_metrics, read_result
+from peft_study.study.sweep_file import Halving
 
 MEASURE = "validation/loss"
 """What trials are ranked by, less being better."""

@@ -11,8 +11,9 @@ from peft_study.igsm.families import family_named
 from peft_study.records import Status
 from peft_study.rng import derive_seed
 from peft_study.study.config import flatten
-from peft_study.study.plan import Plan, PlannedTrial, Search, searched_trial
+from peft_study.study.plan import Plan, PlannedTrial, searched_trial
 from peft_study.study.stores import OPTUNA, check_database, create_database, optuna_path
+from peft_study.study.sweep_file import Search
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

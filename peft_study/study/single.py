@@ -9,9 +9,10 @@ from peft_study.errors import ConfigError, PeftStudyError
 from peft_study.files import locked
 from peft_study.records import Status
 from peft_study.study.config import CONFIG_FILE, TrialConfig, build_config, config_hash, flatten, read_yaml
-from peft_study.study.plan import PlannedTrial, Sweep, trial_id
+from peft_study.study.plan import PlannedTrial, trial_id
 from peft_study.study.progress import SweepProgress
 from peft_study.study.stores import best_effort, check_stores, read_result, storage_errors
+from peft_study.study.sweep_file import Sweep
 from peft_study.study.tracking import TAG_LIMIT, Tracker
 from peft_study.study.weights import BaseWeights
 

@@ -8,54 +8,30 @@ kill at any moment loses and repeats nothing: the same command tells what was no
 import hashlib
 import json
 import shutil
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from peft_study import __version__
-from peft_study.errors import ConfigError, PeftStudyError
+from peft_study.errors import PeftStudyError
 from peft_study.files import locked, write_atomic
 from peft_study.records import Status
-from peft_study.study.config import TrialConfig
 from peft_study.study.halving import MEASURE, State, brackets_of
 from peft_study.study.launch import Event, Job, WorkerDiedError, Workers, default_workers
 from peft_study.study.ledger import Ledger, grid_space, headline, search_space
-from peft_study.study.plan import Plan, PlannedTrial, Sweep, searched_trial
+from peft_study.study.plan import Plan, PlannedTrial, searched_trial
 from peft_study.study.progress import SweepProgress
 from peft_study.study.reuse import reuse
+from peft_study.study.runners import BankedTrials, TrialRunner, check_bank, train_trial
 from peft_study.study.stores import best_effort, check_stores, read_metrics, read_result, storage_errors
+from peft_study.study.sweep_file import Sweep
 from peft_study.study.tracking import Tracker, TrialRun
 from peft_study.study.weights import BaseWeights
-from peft_study.telling import Progress
 
 PAUSE = "waits at its rung"
 """Reason of a trial that leaves its worker to go on later."""
-
-
-class TrialRunner(Protocol):
-    """Runs one trial in a folder and returns its result, which it has also written there."""
-
-    def __call__(
-        self,
-        config: TrialConfig,
-        folder: Path,
-        *,
-        trial: str,
-        arm: str,
-        sweep: str,
-        on_progress: Callable[[Progress], None],
-        on_metrics: Callable[[int, dict[str, float]], None],
-    ) -> dict[str, Any]:
-        """Run the trial; go on from its last checkpoint where there is one.
-
-        The metrics are in `checkpoint/metrics.jsonl` below the folder before they are told.
-        """
-        ...
 
 
 class Outcome(NamedTuple):
@@ -97,7 +73,7 @@ def run_sweep(
     with storage_errors(runs), locked(runs / name / ".lock", busy=busy):
         console = console or Console()
         if bank > 1:
-            _check_bank(plan)
+            check_bank(plan)
         if reuse_from is not None:
             taken = reuse(plan, runs, reuse_from, over_failed=retry_failed)
             console.print(f"{taken} finished trials taken from {reuse_from}", soft_wrap=True)
@@ -121,55 +97,6 @@ def workers_for(sweep: Sweep, asked: int | None) -> int:
         return asked
     # Every draw of a search is to see all that came before it.
     return 1 if sweep.search else default_workers()
-
-
-def train_trial(*args: Any, **options: Any) -> dict[str, Any]:
-    """Run one real trial, on one thread; imports what trains only now, since that takes seconds."""
-    from peft_study.study.trial import run_trial
-    from peft_study.training.machine import prepare_process
-
-    prepare_process(threads=1)
-    return run_trial(*args, **options)
-
-
-def _check_bank(plan: Plan) -> None:
-    """Raise ConfigError for a trial that may not run in a thread beside others, or that a search may draw."""
-    trials = list(plan.trials)
-    if search := plan.sweep.search:
-        for end in ("low", "high"):
-            values = {key: getattr(drawn, end) for key, drawn in search.space.items()}
-            trials += [searched_trial(plan, cell, values) for cell in plan.cells]
-    for planned in trials:
-        config = planned.config
-        why = "is on real texts" if config.pretrained else "has dropout" if config.method.dropout else ""
-        if why:
-            raise ConfigError(
-                f"trial {planned.trial} {why}, which draws from one generator of the process, so it cannot run beside "
-                "others in a bank; leave --bank out"
-            )
-
-
-_OPENS = threading.Lock()
-
-
-@dataclass
-class BankedTrials:
-    """Runs real trials, several threads at once, whose adapters train in one bank of the process."""
-
-    size: int
-    bank: Any = None
-    """Opened where the first trial runs."""
-
-    def __call__(self, *args: Any, **options: Any) -> dict[str, Any]:
-        """Run one trial as `train_trial` does."""
-        from peft_study.study.trial import run_trial
-        from peft_study.training.machine import prepare_process
-        from peft_study.training.shared import SharedBank
-
-        with _OPENS:
-            prepare_process(threads=1)
-            self.bank = self.bank or SharedBank(self.size)
-        return run_trial(*args, trainer=self.bank.train, **options)
 
 
 class RunningSweep:

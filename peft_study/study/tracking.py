@@ -1,4 +1,4 @@
-"""The door to MLflow: a parent run per sweep, a child run per trial, both found again by their tags.
+"""What MLflow shows: a parent run per sweep, a child run per trial, both found again by their tags.
 
 Every call names its run, so nothing depends on MLflow's global state, and every write first looks at what is there:
 a killed sweep that is started again continues its runs and never makes a second one.
@@ -7,42 +7,26 @@ a killed sweep that is started again continues its runs and never makes a second
 import filecmp
 import hashlib
 import json
-import logging
 import math
-import os
-import re
-import sqlite3
-import sys
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from peft_study.errors import StoreError
-from peft_study.evaluation.config import NaturalEvaluationConfig
 from peft_study.igsm.families import family_named
 from peft_study.records import Status
 from peft_study.study.config import TrialConfig, flatten
-from peft_study.study.plan import PlannedTrial, Sweep
+from peft_study.study.logged_model import log_model
+from peft_study.study.mlflow_store import open_store, runs_of
+from peft_study.study.plan import PlannedTrial
 from peft_study.study.reuse import SAMPLES
-from peft_study.study.stores import (
-    MLFLOW,
-    check_database,
-    create_database,
-    mlflow_path,
-    read_metrics,
-    storage_errors,
-)
+from peft_study.study.stores import MLFLOW, check_database, mlflow_path, read_metrics, storage_errors
+from peft_study.study.sweep_file import Sweep
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
-EXPERIMENT = "peft_study"
 _PARENT = "mlflow.parentRunId"
 ARTIFACTS = (
     "result.json",
@@ -71,71 +55,6 @@ METRIC_BATCH = 1_000
 FLUSH_SECONDS = 10.0
 """Seconds that metrics wait for a common write; what a kill loses is read from `metrics.jsonl` at the end."""
 TAG_LIMIT = 5_000
-SERVED_BY = ("mlflow", "torch", "transformers", "peft", "bitsandbytes")
-"""Libraries that a logged model needs where it is loaded."""
-
-
-def artifacts_path(runs: Path) -> Path:
-    """Return the folder of MLflow's artifacts in the folder `runs`."""
-    return runs.resolve() / "mlartifacts"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep MLflow off the network, and its and its libraries' chatter off the terminal."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with warnings.catch_warnings():
-        # MLflow 3 uses a loader strategy that SQLAlchemy 2.1 announces to remove.
-        warnings.filterwarnings("ignore", message="The ``noload`` loader strategy")
-        # Of a type in MLflow itself.
-        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
-        yield
-
-
-def _client(database: Path) -> "MlflowClient":
-    with _quiet():
-        from mlflow import MlflowClient
-
-        # MLflow sets these levels itself when it is imported.
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        uri = f"sqlite:///{database}"
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _create(database: Path) -> None:
-    """Make MLflow's tables, without waiting for the disk after each of its hundred steps."""
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    def hurry(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA synchronous = OFF")
-
-    event.listen(Engine, "connect", hurry)
-    try:
-        _client(database)
-    finally:
-        event.remove(Engine, "connect", hurry)
-
-
-def _move_artifacts(database: Path, old: str, new: str) -> None:
-    """Make the runs of a folder that was moved find their artifacts again: MLflow stores absolute paths."""
-    connection = sqlite3.connect(database, timeout=20)
-    try:
-        with connection:
-            places = (
-                ("experiments", "artifact_location"),
-                ("runs", "artifact_uri"),
-                ("logged_models", "artifact_location"),
-            )
-            for table, column in places:
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?",
-                    (new, len(old) + 1, len(old) + 1, f"{old}/"),
-                )
-    finally:
-        connection.close()
 
 
 class Tracker:
@@ -144,39 +63,16 @@ class Tracker:
     def __init__(self, runs: Path, sweep: Sweep) -> None:
         """Open the store in the folder `runs`, making it where there is none; raise StoreError if it is not ours."""
         self.sweep = sweep
-        database, location = mlflow_path(runs), str(artifacts_path(runs))
-        if not check_database(database, MLFLOW):
-            create_database(database, _create)
-        self.client = _client(database)
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            self.experiment_id = self.client.create_experiment(EXPERIMENT, artifact_location=location)
-        else:
-            self.experiment_id = experiment.experiment_id
-            if experiment.lifecycle_stage == "deleted":
-                self.client.restore_experiment(self.experiment_id)
-            if experiment.artifact_location != location:
-                _move_artifacts(database, experiment.artifact_location, location)
+        self.client, self.experiment_id = open_store(runs)
         self.parent: Run | None = None
         self.children: dict[str, Run] = {}
         """Trial id to its run."""
-        self._find_runs()
-
-    def _find_runs(self) -> None:
-        token: str | None = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment_id], f"tags.sweep = '{self.sweep.name}'", max_results=1_000, page_token=token
-            )
-            for run in page:
-                trial = run.data.tags.get("trial")
-                if trial is None:
-                    self.parent = run
-                else:
-                    self.children[trial] = run
-            token = page.token
-            if not token:
-                return
+        for run in runs_of(self.client, self.experiment_id, sweep.name):
+            trial = run.data.tags.get("trial")
+            if trial is None:
+                self.parent = run
+            else:
+                self.children[trial] = run
 
     def open_parent(self) -> "Run":
         """Return the sweep's run, set to running."""
@@ -353,79 +249,16 @@ class TrialRun:
         # The adapters of the study have no card of ours, but one of peft's that says nothing.
         if finished and self.planned.config.pretrained is not None and (card := folder / ADAPTER / CARD).is_file():
             tags["mlflow.note.content"] = card.read_text().split("---\n", 2)[-1][:TAG_LIMIT]
-            self._log_model(result, folder / ADAPTER)
+            log_model(
+                self.client, self.tracker.experiment_id, self.run_id, self.planned.config, result, folder / ADAPTER
+            )
         self.end(result["status"], tags)
-
-    def _log_model(self, result: Mapping[str, Any], trained: Path) -> None:
-        """Put what was trained among MLflow's models, once, so that MLflow itself can load it (served.py)."""
-        with _quiet():
-            import mlflow.pyfunc
-
-        config = self.planned.config
-        assert config.pretrained is not None
-        # A probe is no part of a model that others could load.
-        if config.method.name == "probe":
-            return
-        # MLflow takes no such marks in a name, and rates have points.
-        name = re.sub(r"[/:.%\"']", "_", result["trial"])
-        for model in self.client.search_logged_models([self.tracker.experiment_id], f"name = '{name}'"):
-            if (model.source_run_id, str(model.status)) == (self.run_id, "READY"):
-                return
-            # What a kill has left, or of a run that was deleted to be repeated.
-            self.client.delete_logged_model(model.model_id)
-        with TemporaryDirectory(dir=trained.parent) as folder, _quiet():
-            mlflow.pyfunc.save_model(
-                f"{folder}/model",
-                python_model=str(Path(__file__).with_name("served.py")),
-                artifacts={"trained": str(trained)},
-                model_config=served_config(config, result, trained),
-                pip_requirements=_requirements(config),
-            )
-            model = self.client.create_logged_model(
-                self.tracker.experiment_id,
-                name,
-                source_run_id=self.run_id,
-                tags={"base_model": config.pretrained.name, "skill": config.skill.name, "method": config.method.name},
-                params={key: str(value) for key, value in flatten(config.method.model_dump()).items()},
-                model_type="adapter" if config.method.name != "full" else "model",
-            )
-            self.client.log_model_artifacts(model.model_id, f"{folder}/model")
-        self.client.finalize_logged_model(model.model_id, "READY")
 
     def end(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """Write what waits and end the run with `status`; the tag tells apart what MLflow calls KILLED alike."""
         self.flush({"status": str(status), **(tags or {})})
         self.client.set_terminated(self.run_id, RUN_STATUS[Status(status)])
         self.tracker.children[self.planned.trial] = self.client.get_run(self.run_id)
-
-
-def _requirements(config: TrialConfig) -> list[str]:
-    """Return what must be installed where the model of a trial is loaded."""
-    quantized = config.pretrained is not None and config.pretrained.quantization != "none"
-    # What follows a + is a build, which no index has.
-    return [f"{each}=={version(each).partition('+')[0]}" for each in SERVED_BY if quantized or each != "bitsandbytes"]
-
-
-def served_config(config: TrialConfig, result: Mapping[str, Any], trained: Path) -> dict[str, Any]:
-    """Return what `served.py` must know to load and run what a trial has trained."""
-    assert config.pretrained is not None
-    assert config.corpus is not None
-    pretrained = config.pretrained
-    return {
-        "base": str(Path(pretrained.name).resolve()) if Path(pretrained.name).is_dir() else pretrained.name,
-        "revision": pretrained.revision,
-        "dtype": pretrained.dtype,
-        "quantization": pretrained.quantization,
-        "double_quantization": pretrained.double_quantization,
-        "method": config.method.name,
-        "skill": config.skill.name,
-        "verdict_ids": result["verdict_ids"],
-        "stop_ids": result["stop_ids"],
-        "chat_template": config.corpus.chat_template is not False,
-        "own_tokenizer": (trained / "tokenizer_config.json").is_file(),
-        "max_new_tokens": (config.testing or NaturalEvaluationConfig()).max_new_tokens,
-        "temperature": 0.0,
-    }
 
 
 def dataset_of(config: TrialConfig) -> tuple[str, str, str]:
@@ -479,25 +312,3 @@ def log_parent_artifacts(sweep: str, files: Iterable[Path], runs: Path, *, repor
                 tracker.client.log_artifact(run.info.run_id, str(file))
         if reported and tracker.reported() != reported:
             tracker.client.set_tag(run.info.run_id, "reported", reported)
-
-
-def ui_command(runs: Path, *, port: int = 5000) -> list[str]:
-    """Return the command that shows the runs in a browser, on this machine only."""
-    database = mlflow_path(runs)
-    if not check_database(database, MLFLOW):
-        raise StoreError(f"there are no runs in {database} yet; run `make sweep` first")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    return [
-        *command,
-        "--backend-store-uri",
-        f"sqlite:///{database}",
-        "--artifacts-destination",
-        str(artifacts_path(runs)),
-    ]
-
-
-def ui_address(runs: Path, *, port: int = 5000) -> str:
-    """Return where that command shows the runs: by itself MLflow 3 opens among traces and prompts."""
-    experiment = _client(mlflow_path(runs)).get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None, "whoever makes the database makes the experiment"
-    return f"http://127.0.0.1:{port}/#/experiments/{experiment.experiment_id}?workflowType=machine_learning"

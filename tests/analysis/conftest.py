@@ -17,7 +17,7 @@ from peft_study.igsm.families import NANO
 from peft_study.records import Status
 from peft_study.rng import derive_seed
 from peft_study.study.config import build_config, config_hash
-from peft_study.study.plan import Sweep
+from peft_study.study.sweep_file import Sweep
 from peft_study.study.tracking import Tracker
 
 PROBLEMS = 128

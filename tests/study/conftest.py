@@ -17,7 +17,8 @@ from sqlalchemy.engine import Engine
 
 from peft_study.records import COLUMNS
 from peft_study.study.ledger import Ledger
-from peft_study.study.plan import Plan, Sweep, build_plan, read_sweep
+from peft_study.study.plan import Plan, build_plan
+from peft_study.study.sweep_file import Sweep, read_sweep
 from peft_study.study.tracking import Tracker
 
 SWEEP: dict[str, Any] = {

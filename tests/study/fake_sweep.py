@@ -26,8 +26,9 @@ from peft_study.igsm.families import NANO
 from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Stopped
 from peft_study.study.config import TrialConfig, config_hash
-from peft_study.study.plan import build_plan, read_sweep
+from peft_study.study.plan import build_plan
 from peft_study.study.sweep import run_sweep
+from peft_study.study.sweep_file import read_sweep
 from peft_study.telling import Progress
 
 NUM_STEPS = 12

@@ -13,8 +13,9 @@ from peft_study.errors import ConfigError
 from peft_study.igsm.families import NANO
 from peft_study.models.base import Architecture, build_base, save_base
 from peft_study.records import Status
-from peft_study.study.plan import Plan, build_plan, read_sweep
+from peft_study.study.plan import Plan, build_plan
 from peft_study.study.sweep import Outcome, run_sweep
+from peft_study.study.sweep_file import read_sweep
 from peft_study.training import shared
 from peft_study.training.bank import train_bank
 

@@ -17,8 +17,9 @@ from peft_study.errors import ConfigError
 from peft_study.records import Status
 from peft_study.study.costs import describe
 from peft_study.study.halving import MEASURE, Bracket, State, brackets_of
-from peft_study.study.plan import Halving, Plan, PlannedTrial, build_plan, read_sweep
+from peft_study.study.plan import Plan, PlannedTrial, build_plan
 from peft_study.study.sweep import Outcome, run_sweep
+from peft_study.study.sweep_file import Halving, read_sweep
 
 Write = Callable[..., Path]
 Read = Callable[[Path], Any]

@@ -11,7 +11,8 @@ from peft_study.errors import ConfigError
 from peft_study.files import write_atomic
 from peft_study.study.config import build_config, config_hash
 from peft_study.study.costs import TOKENS_PER_SECOND, describe, expected_seconds, measurements
-from peft_study.study.plan import Plan, build_plan, find_sweep, read_sweep, searched_trial
+from peft_study.study.plan import Plan, build_plan, searched_trial
+from peft_study.study.sweep_file import find_sweep, read_sweep
 from peft_study.study.tuned import TunedRates
 
 Write = Callable[..., Path]

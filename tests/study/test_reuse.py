@@ -12,9 +12,10 @@ from analysis.export import export_sweep
 from analysis.report import publish
 from peft_study.errors import ConfigError, DataError, StoreError
 from peft_study.records import Status
-from peft_study.study.plan import Halving, Plan, Search
+from peft_study.study.plan import Plan
 from peft_study.study.reuse import read_trials, trials_path
 from peft_study.study.sweep import Outcome, run_sweep
+from peft_study.study.sweep_file import Halving, Search
 
 
 def sweep(plan: Plan, runs: Path, run: Any, reuse_from: Path | None = None) -> Outcome:

@@ -22,10 +22,11 @@ from peft_study.errors import ConfigError, StoreError
 from peft_study.files import locked
 from peft_study.models.places import base_folder, fingerprint
 from peft_study.records import Status
-from peft_study.study.plan import Plan, build_plan, read_sweep
+from peft_study.study.plan import Plan, build_plan
 from peft_study.study.progress import SweepProgress
 from peft_study.study.stores import check_stores
 from peft_study.study.sweep import Outcome, run_sweep
+from peft_study.study.sweep_file import read_sweep
 from peft_study.study.tracking import Tracker
 
 Write = Callable[..., Path]

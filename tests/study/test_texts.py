@@ -24,10 +24,11 @@ from peft_study.study import texts
 from peft_study.study.config import TrialConfig, build_config
 from peft_study.study.evaluate import evaluate_checkpoint
 from peft_study.study.export import export_trial
-from peft_study.study.plan import USUAL_RATES, build_plan, read_sweep, resolve_rate
+from peft_study.study.plan import USUAL_RATES, build_plan, resolve_rate
 from peft_study.study.single import run_alone
 from peft_study.study.stores import mlflow_path
 from peft_study.study.sweep import run_sweep
+from peft_study.study.sweep_file import read_sweep
 from peft_study.study.texts import TextTrial, open_trial
 from peft_study.study.tuned import TunedRates
 from peft_study.telling import Point

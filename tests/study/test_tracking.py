@@ -15,9 +15,10 @@ from peft_study.errors import StoreError
 from peft_study.igsm.families import NANO
 from peft_study.records import Status
 from peft_study.study.config import build_config, flatten
+from peft_study.study.mlflow_store import ui_address, ui_command
 from peft_study.study.plan import Plan
 from peft_study.study.stores import read_metrics
-from peft_study.study.tracking import Tracker, dataset_of, log_parent_artifacts, summary, ui_address, ui_command
+from peft_study.study.tracking import Tracker, dataset_of, log_parent_artifacts, summary
 
 Read = Callable[[Path], Any]
 
