@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from analysis.rows import SweepRecord, TrialRecord, kept_samples, rows_of
-from analysis.table import read_results, write_results
+from analysis.table import write_results
 from peft_study.errors import DataError
 from peft_study.records import Status
 from peft_study.study.mlflow_store import EXPERIMENT, artifacts_path, open_client, runs_of
@@ -23,8 +23,6 @@ from peft_study.study.stores import MLFLOW, check_database, mlflow_path
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-__all__ = ["export_record", "export_sweep", "read_results", "read_sweep", "results_path"]
 
 
 def results_path(sweep: str, runs: Path) -> Path:
