@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from analysis.page import Element, Table, Text
-from analysis.summary import ArmSummary, Interval, Role, on_curve, other_settings
+from analysis.summary import NOT_CONVERGED, ArmSummary, Interval, Role, on_curve, other_settings
 from analysis.table import arm_rows, to_rows
 from analysis.verdict import show, show_gap
 from peft_study.igsm.families import FAMILIES
@@ -28,6 +28,13 @@ _ROW_NAMES = {
     Role.PRETRAINED: "retry base as it is",
     Role.UPPER: "upper reference: retry base, trained as long",
 }
+
+
+_MEANINGS = {
+    NOT_CONVERGED: "not converged: in a trial of it the last third of the tokens brings more than a tenth of the whole "
+    "fall of the validation loss"
+}
+"""Alarms that the table over ranks says in more words than others do."""
 
 
 def place_of(line: ArmSummary) -> Place:
@@ -73,7 +80,8 @@ def curve_table(lines: Sequence[ArmSummary], frame: pd.DataFrame) -> list[Elemen
     header = ["", f"correction: solved{at}", "gap closed"] + [f"at op {known}, as in training"] * bool(known)
     header += ["solved, loss on mistakes too"] * bool(columns["unmasked"])
     table = Table([*header, f"detection: AUROC{at}", "gap closed", "own mistakes", "pairs"], rows)
-    notes = ["; ".join(f"({number}) {alarm}" for alarm, number in alarms.items()) + "."] if alarms else []
+    said = [f"({number}) {_MEANINGS.get(alarm, alarm)}" for alarm, number in alarms.items()]
+    notes = ["; ".join(said) + "."] if said else []
     return [table, *(Text(note) for note in (*notes, others) if note)]
 
 

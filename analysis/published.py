@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
-from analysis.summary import ArmSummary, Interval, Role, on_curve
-from analysis.verdict import show_gap
+from analysis.summary import ArmSummary, Role, on_curve, same_setting, shown_setting
 
 IN_DISTRIBUTION, OUT_OF_DISTRIBUTION = ("med_pq", "15"), ("med_pq", "23")
 """Family and operation count of the cells that are shown: the largest of training, and the largest of all."""
@@ -50,9 +49,10 @@ class BesideRow(NamedTuple):
     paper: PublishedRow | None
     paper_gap: float | None
     """Gap closed by the mean over cells, between `original` and `pretrain 2x`."""
-    ours: Interval | None
-    our_gap: str
-    """As it is shown."""
+    ours: ArmSummary | None
+    """The arm of the curve over ranks."""
+    on_its_matrices: ArmSummary | None
+    """That on the paper's matrices, query and value, where the curve is on others."""
 
 
 def published_rows() -> list[PublishedRow]:
@@ -88,15 +88,24 @@ def beside(lines: Sequence[ArmSummary], *, retry_rate: float, mask: bool) -> lis
     rows = []
     for row in [row for row in paper if not row.rank]:
         line = next((line for line in ours if line.role is _OUR_ROLES[row.name]), None)
-        rows.append(_beside(row.name, row, scale, line))
+        rows.append(BesideRow(row.name, row, _gap(row, scale), line, None))
     ranks = {row.rank: row for row in paper if row.rank}
-    adapters = {line.row["rank"]: line for line in ours if line.role is Role.ADAPTER and on_curve(line, ours)}
-    for rank in sorted(set(ranks) | set(adapters)):
-        rows.insert(-3, _beside(f"LoRA rank {rank}", ranks.get(rank), scale, adapters.get(rank)))
+    setting = shown_setting(ours)
+    adapters = [line for line in ours if line.role is Role.ADAPTER and (setting is None or same_setting(line, setting))]
+    curve = {line.row["rank"]: line for line in adapters if on_curve(line, ours)}
+    same = {
+        line.row["rank"]: line
+        for line in adapters
+        if (line.row["targets"], line.row["embeddings"]) == ("qv", "rows") and not on_curve(line, ours)
+    }
+    for rank in sorted({*ranks, *curve, *same}):
+        row = ranks.get(rank)
+        rows.insert(-3, BesideRow(f"LoRA rank {rank}", row, _gap(row, scale), curve.get(rank), same.get(rank)))
     return rows
 
 
-def _beside(text: str, row: PublishedRow | None, scale: dict[str, float], line: ArmSummary | None) -> BesideRow:
-    lower, upper = scale["original"], scale["pretrain 2x"]
-    gap = None if row is None or row.name in ("original", "pretrain 2x") else (row.mean - lower) / (upper - lower)
-    return BesideRow(text, row, gap, line.raw if line else None, show_gap(line) if line else "")
+def _gap(row: PublishedRow | None, scale: dict[str, float]) -> float | None:
+    """Return the gap that a row of the paper closes; `scale` has the means of all its rows by name."""
+    if row is None or row.name in ("original", "pretrain 2x"):
+        return None
+    return (row.mean - scale["original"]) / (scale["pretrain 2x"] - scale["original"])

@@ -17,6 +17,9 @@ CLAIM_SEEDS, CLAIM_BASES, CLAIM_PROBLEMS = 3, 2, 4096
 LOSS_ON_SOLUTION = frozenset({"nano", "mini"})
 """Families without loss on the problem text; the paper seems to use all tokens."""
 SKILLS = ("correction", "detection")
+NOT_CONVERGED = "not converged"
+"""Alarm of an arm of which a trial was still learning when its tokens ended (`losses.is_converged`)."""
+
 Row = dict[str, Any]
 
 
@@ -322,5 +325,5 @@ def _alarms(row: Row, gap_row: Row | None) -> tuple[tuple[str, ...], tuple[str, 
     notes = tuple(reason for reason in reasons if reason.startswith("reference "))
     alarms = [reason for reason in reasons if reason not in notes and not reason.startswith(NO_GAP)]
     if row["converged"] is False:
-        alarms.append("not converged")
+        alarms.append(NOT_CONVERGED)
     return tuple(alarms), notes

@@ -192,7 +192,8 @@ def test_the_paper_stands_beside_the_same_rank(frame: pd.DataFrame) -> None:
     four = rows["LoRA rank 4"]
     assert four.paper is not None
     assert (four.paper.rank, four.paper.mask, four.paper.retry_rate) == (4, True, 0.2)
-    assert four.ours == next(line.raw for line in lines if line.arm == "correction-r4")
+    assert four.ours == next(line for line in lines if line.arm == "correction-r4")
+    assert four.on_its_matrices is None
     assert rows["LoRA rank 1"].paper is None
     assert rows["LoRA rank 256"].ours is None
     original, best = rows["original"].paper, rows["pretrain 2x"].paper

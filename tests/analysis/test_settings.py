@@ -16,6 +16,7 @@ from analysis.sections import arm_means, comparison_note, departures_of, paper_t
 from analysis.stats import Key, trial_sample
 from analysis.summary import Role, other_settings, summarize
 from analysis.table import to_frame
+from analysis.verdict import show, show_gap
 from peft_study.igsm.families import NANO
 from peft_study.study.config import build_config, flatten
 
@@ -67,6 +68,27 @@ def test_no_gap_is_said_in_every_table(made: SimpleNamespace) -> None:
     cells = {row[0]: row[-1] for each in tables if isinstance(each, Table) for row in each.rows}
     assert cells["LoRA rank 4"] == "no gap"
     assert cells["LoRA rank 256"] == ""
+
+
+def test_the_papers_matrices_stand_beside_its_rows(made: SimpleNamespace) -> None:
+    """Whichever matrices the curve is on: those of adapters whose new rows are trained as on the curve."""
+    names = ("control", "correction-r4", "correction-r16", "full", "upper")
+    trials = [made.trial(name, 0) for name in names]
+    others = [
+        changed(made.trial("correction-r1", 0), "qv-r4", method__targets="qv", method__rank=4),
+        changed(made.trial("correction-r4", 0), "rows-r16", method__targets="qv", method__embeddings="none"),
+        changed(made.trial("correction-r16", 0), "often-r16", method__targets="qv", data__retry_rate=0.8),
+    ]
+    alone = paper_tables(summarize(to_frame(rows_of(made.sweep(trials)))))
+    lines = summarize(to_frame(rows_of(made.sweep([*trials, *others]))))
+    (before,) = (each for each in alone if isinstance(each, Table))
+    (table,) = (each for each in paper_tables(lines) if isinstance(each, Table))
+    assert len(before.header) == 6
+    assert [row[:6] for row in table.rows] == [list(row) for row in before.rows]
+    own = next(line for line in lines if line.arm == "qv-r4")
+    beside = {row[0]: row[6:] for row in table.rows}
+    assert beside.pop("LoRA rank 4") == [show(own.raw, 3), show_gap(own)]
+    assert {tuple(cells) for cells in beside.values()} == {("", "")}
 
 
 def test_clean_data_are_a_control_only_beside_mistakes(made: SimpleNamespace) -> None:
