@@ -11,7 +11,7 @@ from analysis.gap import gap_draws
 from analysis.partners import TOPICS, TRAINED, alike, first_of, headline_key, reference, upper
 from analysis.rows import BOOTSTRAP_SEED, TrialRecord, arm_samples
 from analysis.stats import Key, Sample, TrialSample, pool
-from analysis.summary import ArmSummary, Interval, name_of, on_curve
+from analysis.summary import ArmSummary, Interval, name_of
 from peft_study.stats import percentile_interval
 
 NOTICING = "noticing: a correction model's own [BACK] beside a detector"
@@ -111,7 +111,7 @@ class Comparer:
         """Return how much more of its gap detection closes than correction does, trained alike."""
         found = []
         for line, twin in self._twins():
-            if line.gap is None or twin.gap is None or not (on_curve(line, self.lines) and line.row["mask"]):
+            if line.gap is None or twin.gap is None or not line.row["mask"]:
                 continue
             ends = [end(of, self.lines) for of in (twin, line) for end in (reference, upper)]
             sides = [Side(of, headline_key(of)) for of in (twin, line, *ends) if of is not None]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.comparisons import compare
+from analysis.comparisons import CONTRAST, compare
 from analysis.curve import curve_table
 from analysis.figures import headline
 from analysis.page import Table, Text
@@ -89,6 +89,21 @@ def test_the_papers_matrices_stand_beside_its_rows(made: SimpleNamespace) -> Non
     beside = {row[0]: row[6:] for row in table.rows}
     assert beside.pop("LoRA rank 4") == [show(own.raw, 3), show_gap(own)]
     assert {tuple(cells) for cells in beside.values()} == {("", "")}
+
+
+def test_skills_are_contrasted_on_every_set_of_matrices(made: SimpleNamespace) -> None:
+    """Beside a curve on all matrices too; what one skill has alone is not contrasted."""
+    trials = [made.trial(arm, 0) for arm in ("control", "upper", "probe", "correction-r4", "detection-r4")]
+    on_some = [
+        changed(made.trial(f"{skill}-r4", 0), f"{skill}-qv-r4", method__targets="qv")
+        for skill in ("correction", "detection")
+    ]
+    alone = changed(made.trial("correction-r4", 0), "correction-mlp-r4", method__targets="mlp")
+    sweep = made.sweep([*trials, *on_some, alone])
+    found = [each for each in compare(summarize(to_frame(rows_of(sweep))), sweep.trials) if each.topic == CONTRAST]
+    names = [f"LoRA {targets} rank 4" for targets in ("all-linear", "qv")]
+    assert [each.first for each in found] == [f"detection: {name}" for name in names]
+    assert [each.second for each in found] == [f"correction: {name}" for name in names]
 
 
 def test_clean_data_are_a_control_only_beside_mistakes(made: SimpleNamespace) -> None:
