@@ -103,7 +103,7 @@ def _write_report(record: SweepRecord, runs: Path) -> Path:
         elements += comparison_tables(found)
     elements += measure_tables(frame) + departure_tables(record)
     elements += paper_tables(lines) if "headline" in figures and is_synthetic(counts_of(frame)) else []
-    elements += provenance_table(record) + unfinished_table(record) + command_list(frame)
+    elements += provenance_table(record) + unfinished_table(record) + command_list(record, frame)
     write_if_changed(folder / "report.md", to_markdown(elements).encode())
     page = folder / "report.html"
     write_if_changed(page, to_html(f"{sweep}: {record.question}", elements).encode())

@@ -283,18 +283,31 @@ def unfinished_table(record: SweepRecord) -> list[Element]:
     return [Heading("Trials without a result"), table]
 
 
-def command_list(frame: pd.DataFrame) -> list[Element]:
-    """Return one command for each trial."""
+def command_list(record: SweepRecord, frame: pd.DataFrame) -> list[Element]:
+    """Return one command for each trial, with what its digits come from."""
     first = {row["trial"]: row for row in reversed(to_rows(trial_rows(frame)))}
     lines = []
-    for trial in dict.fromkeys(trial_rows(frame)["trial"]):
-        lines += [f"# {trial}", shlex.join(["peft-study", "finetune", *overrides_of(first[trial])])]
+    for trial in record.trials:
+        if trial.trial not in first:
+            continue
+        origin = ", ".join(_origin(trial))
+        lines.append(f"# {trial.trial}" + f" ({origin})" * bool(origin))
+        lines.append(shlex.join(["peft-study", "finetune", *overrides_of(first[trial.trial])]))
     note = (
-        "One command makes one row again; what is not named is the default. The same is in the column `config`. On a "
-        "processor that chooses another precision than a trial was trained in, its digits come with "
-        "`training.precision=bf16` or `fp32` alone; without that it moves as far as with another seed."
+        "One command makes one row again; what is not named is the default. The same is in the column `config`. Digits "
+        "are those of the commit and the precision beside a trial, on a processor with the same instructions: ask for "
+        "the precision where another would be chosen (`training.precision=bf16`, or `fp32`). A later commit may add up "
+        "in another order, which moves a trial as far as another seed does."
     )
     return [Heading("Making a row again"), Text(note), Code(lines)] if lines else []
+
+
+def _origin(trial: TrialRecord) -> list[str]:
+    """Return what the digits of a trial come from, as far as it is known."""
+    made_by = trial.result.get("provenance") or {}
+    found = [f"commit {made_by['commit'][:9]}"] if made_by.get("commit") else []
+    found += ["with changes that were not committed"] if made_by.get("dirty") else []
+    return [*found, trial.result["precision"]] if trial.result.get("precision") else found
 
 
 def _short(number: int | None) -> str:

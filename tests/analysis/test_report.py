@@ -150,6 +150,7 @@ def test_report_is_whole_and_the_same_each_time(runs: Path, sweep: SweepRecord) 
         "cont. pretrain",
         "2.13.0",
         "peft-study finetune evaluation.n=128 method.name=lora method.rank=16 seed=1 skill.name=detection",
+        "(commit 0123abc, bf16)",
     ):
         assert text in html
         assert text in markdown
