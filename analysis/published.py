@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
-from analysis.summary import ArmSummary, Role, on_curve, same_setting, shown_setting
+from analysis.partners import alike, first_of
+from analysis.summary import ArmSummary, Role, on_curve
 
 IN_DISTRIBUTION, OUT_OF_DISTRIBUTION = ("med_pq", "15"), ("med_pq", "23")
 """Family and operation count of the cells that are shown: the largest of training, and the largest of all."""
@@ -90,15 +91,9 @@ def beside(lines: Sequence[ArmSummary], *, retry_rate: float, mask: bool) -> lis
         line = next((line for line in ours if line.role is _OUR_ROLES[row.name]), None)
         rows.append(BesideRow(row.name, row, _gap(row, scale), line, None))
     ranks = {row.rank: row for row in paper if row.rank}
-    setting = shown_setting(ours)
-    adapters = [line for line in ours if line.role is Role.ADAPTER and (setting is None or same_setting(line, setting))]
-    curve = {line.row["rank"]: line for line in adapters if on_curve(line, ours)}
-    same = {
-        line.row["rank"]: line
-        for line in adapters
-        if (line.row["targets"], line.row["embeddings"]) == ("qv", "rows") and not on_curve(line, ours)
-    }
-    for rank in sorted({*ranks, *curve, *same}):
+    curve = {line.row["rank"]: line for line in ours if line.role is Role.ADAPTER and on_curve(line, ours)}
+    same = {rank: first_of(alike(ours, line, targets="qv")) for rank, line in curve.items()}
+    for rank in sorted({*ranks, *curve}):
         row = ranks.get(rank)
         rows.insert(-3, BesideRow(f"LoRA rank {rank}", row, _gap(row, scale), curve.get(rank), same.get(rank)))
     return rows

@@ -288,8 +288,6 @@ def command_list(record: SweepRecord, frame: pd.DataFrame) -> list[Element]:
     first = {row["trial"]: row for row in reversed(to_rows(trial_rows(frame)))}
     lines = []
     for trial in record.trials:
-        if trial.trial not in first:
-            continue
         origin = ", ".join(_origin(trial))
         lines.append(f"# {trial.trial}" + f" ({origin})" * bool(origin))
         lines.append(shlex.join(["peft-study", "finetune", *overrides_of(first[trial.trial])]))
