@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean
 
 from rich.console import Console
 from rich.markup import escape
@@ -38,12 +39,19 @@ class _Running:
     started: float
     begun_at: int | None = None
     """Tokens it had read when it was started here: not 0 where it goes on from a checkpoint."""
+    first_read: float = math.nan
+    last_read: float | None = None
+    """When it began to read, and when it had read all."""
     text: str = "starts"
     phase: str = ""
     phase_started: float = 0.0
     first_share: float = 0.0
     """How much of the phase was done when it was first told of."""
     share: float = 0.0
+
+    def read_for(self, now: float) -> float:
+        """Return the seconds it has read here."""
+        return 0.0 if self.begun_at is None else (self.last_read or now) - self.first_read
 
 
 class SweepProgress:
@@ -58,8 +66,12 @@ class SweepProgress:
         """Trial id to the tokens that it has read."""
         self.took: dict[str, float] = {}
         """Trial id to the seconds it has run here, for those that are paused."""
-        self.ended_trials, self.read_here = 0, 0
-        self.started, self.last_line = clock(), -math.inf
+        self.trained: dict[str, float] = {}
+        """Trial id to those of them in which it read."""
+        self.beside: list[float] = []
+        """Of each trial that has ended here, the seconds in which it did not read: loading, compiling, evaluation."""
+        self.ended_trials, self.read_here, self.reading_seconds = 0, 0, 0.0
+        self.last_line = -math.inf
         self.bar: Bar | None = None
         if console.is_terminal and not console.is_dumb_terminal:
             columns = [BarColumn(bar_width=30), TextColumn("{task.percentage:3.0f}%"), _TimeLeft()]
@@ -96,9 +108,9 @@ class SweepProgress:
         """Show where a trial is."""
         running = self.running[trial]
         if running.begun_at is None and report.phase == "train":
-            if not self._tokens_read_here() and not self.took:
-                self.started = self.clock()  # What came before the first tokens says nothing of the speed.
-            running.begun_at = report.tokens
+            running.begun_at, running.first_read = report.tokens, self.clock()
+        if running.begun_at is not None and running.last_read is None and report.tokens >= report.total:
+            running.last_read = self.clock()
         self.read[trial] = report.tokens
         if report.phase != running.phase:
             running.phase, running.phase_started, running.first_share = report.phase, self.clock(), report.share or 0.0
@@ -113,6 +125,9 @@ class SweepProgress:
         running = self.running.pop(trial)
         if running.begun_at is not None:
             self.read_here += self.read[trial] - running.begun_at
+        seconds = running.read_for(self.clock())
+        self.reading_seconds += seconds
+        self.trained[trial] = self.trained.get(trial, 0.0) + seconds
         self.took[trial] = self.took.get(trial, 0.0) + self.clock() - running.started
 
     def end_trial(self, trial: str, text: str, *, tokens: int | None = None, bad: bool = False) -> None:
@@ -121,7 +136,10 @@ class SweepProgress:
             self.pause_trial(trial)
         self.read[trial] = self.expected[trial] = self.expected[trial] if tokens is None else tokens
         self.ended_trials += 1
-        shown = escape(f"[{self.ended_trials}/{self.num_trials}] {text} ({duration(self.took.pop(trial, 0.0))})")
+        took = self.took.pop(trial, None)
+        if took is not None:  # It may have run before only, and be out of its bracket now.
+            self.beside.append(took - self.trained.pop(trial))
+        shown = escape(f"[{self.ended_trials}/{self.num_trials}] {text} ({duration(took or 0.0)})")
         # highlight=False: Rich would colour every number of an id.
         self.console.print(f"[red]{shown}[/red]" if bad else shown, highlight=False, soft_wrap=True)
         self.last_line = self.clock()
@@ -133,21 +151,29 @@ class SweepProgress:
     def seconds_left(self) -> float | None:
         """Return the seconds left, None before there is a speed to tell from.
 
+        A trial that is to come reads at the speed of those before it, and takes as long beside it: as those that have
+        ended here on average, or else as the longest that runs has so far.
         Before the first tokens are read and after the last, those left of what the oldest running trial does.
         """
-        read_here = self._tokens_read_here()
+        read_here, reading = self.read_here, self.reading_seconds
+        spent = {trial: self.took.get(trial, 0.0) - self.trained.get(trial, 0.0) for trial in self.took}
+        for trial, running in self.running.items():
+            seconds = running.read_for(self.clock())
+            reading += seconds
+            spent[trial] = spent.get(trial, 0.0) + self.clock() - running.started - seconds
+            if running.begun_at is not None:
+                read_here += self.read[trial] - running.begun_at
         left = sum(self.expected.values()) - sum(self.read.values())
         if read_here > 0 and left > 0:
-            return left * (self.clock() - self.started) / read_here
+            beside = fmean(self.beside) if self.beside else max(spent.values())
+            to_come = self.num_trials - self.ended_trials - len(spent)
+            beside_left = to_come * beside + sum(max(0.0, beside - seconds) for seconds in spent.values())
+            return (left * reading / read_here + beside_left) / max(1, len(self.running))
         running = next(iter(self.running.values()), None)
         if running is None or running.share <= running.first_share:
             return None
         done = running.share - running.first_share
         return (1 - running.share) * (self.clock() - running.phase_started) / done
-
-    def _tokens_read_here(self) -> int:
-        here = (self.read[i] - running.begun_at for i, running in self.running.items() if running.begun_at is not None)
-        return self.read_here + sum(here)
 
     def _show(self) -> None:
         if self.bar is None and self.clock() - self.last_line < LINE_SECONDS:

@@ -104,3 +104,47 @@ def test_time_left_where_no_tokens_are_read_is_that_of_the_phase() -> None:
         "[1/1] one solve op 6 25%, loss 1.250, 1:00 left",
         "[1/1] one judge own, loss 1.250",
     ]
+
+
+def test_time_left_counts_what_trials_do_beside_reading() -> None:
+    now = [0.0]
+    with SweepProgress(Console(file=io.StringIO(), width=200), 4, clock=lambda: now[0]) as progress:
+        for trial in ("one", "two", "three", "four"):
+            progress.expect(trial, 100)
+        progress.start_trial("one")
+        progress.update("one", Progress(0, 0, math.nan, "load"))
+        now[0] = 20.0
+        progress.update("one", at(0))
+        now[0] = 120.0  # A second for each token.
+        progress.update("one", at(100))
+        # Three to come of 100 seconds, and of the 20 that this one has taken so far to load.
+        assert progress.seconds_left() == pytest.approx(360.0)
+        now[0] = 180.0
+        progress.update("one", Progress(100, 100, 1.25, "solve op 6", 0.5))
+        assert progress.seconds_left() == pytest.approx(540.0)  # It has taken 80 by now.
+        now[0] = 220.0
+        progress.end_trial("one", "one finished")
+        progress.start_trial("two")
+        progress.update("two", at(0))
+        now[0] = 270.0
+        progress.update("two", at(50))
+        assert progress.seconds_left() == pytest.approx(250.0 + 3 * 120.0)
+        progress.start_trial("three")
+        assert progress.seconds_left() == pytest.approx((250.0 + 3 * 120.0) / 2)
+        progress.end_trial("two", "two failed", tokens=50, bad=True)
+        # Of the two that have ended, one after half of its tokens, the mean time beside reading is 60 now.
+        assert progress.seconds_left() == pytest.approx(200.0 + 2 * 60.0)
+
+
+def test_trials_that_did_not_run_here_say_nothing_of_the_time_beside_reading() -> None:
+    now = [0.0]
+    with SweepProgress(Console(file=io.StringIO(), width=200), 3, clock=lambda: now[0]) as progress:
+        for trial in ("one", "two", "out of its bracket"):
+            progress.expect(trial, 100)
+        progress.end_trial("out of its bracket", "out of its bracket pruned", tokens=25)
+        progress.start_trial("one")
+        now[0] = 30.0
+        progress.update("one", at(0))
+        now[0] = 40.0
+        progress.update("one", at(10))
+        assert progress.seconds_left() == pytest.approx(90.0 + 100.0 + 30.0)
