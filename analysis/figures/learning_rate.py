@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from statistics import fmean
+from textwrap import fill
 from typing import NamedTuple
 
 import pandas as pd
@@ -19,6 +20,8 @@ from peft_study.study.tuned import TUNING_METRIC, Candidate, Cell, best_of, vari
 
 _COLUMNS = 5
 """Panels of a row, at most."""
+_TITLE_LETTERS = 18
+"""Letters of a title's line, at most: what is longer would run into the next panel's."""
 _TOGETHER = 0.05
 """Distance in the metric within which two marks would be printed over each other."""
 
@@ -130,7 +133,7 @@ def draw(info: LearningRateInfo) -> Figure:
                 title = "" if skill in firsts else f"{skill.capitalize()}: "
                 firsts.setdefault(skill, axes)
                 _draw_panel(axes, panels[key])
-                axes.set_title(title + " ".join(filter(None, kind)), color=SKILL_COLOURS[skill])
+                axes.set_title(fill(title + " ".join(filter(None, kind)), _TITLE_LETTERS), color=SKILL_COLOURS[skill])
                 axes.set_xlabel("peak learning rate")
                 axes.set_ylabel(_axis_text(skill) if column == 0 else "")
                 drawn.append((axes, panels[key]))

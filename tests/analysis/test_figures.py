@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from analysis.figures import headline, learning_rate, targets
 from analysis.rows import rows_of
@@ -240,6 +241,24 @@ def test_learning_rate_marks_the_best_and_the_edge(tuning: pd.DataFrame) -> None
     assert first.best.interval == pooled(tuning, "correction-r1-lr-0.003", "accuracy", op=None)
     assert first.best.loss == pytest.approx(0.3)
     learning_rate.draw(info)
+
+
+def test_titles_of_panels_do_not_touch(tuning: pd.DataFrame) -> None:
+    info = learning_rate.compute(tuning)
+    one = info.tuned[0]
+    named = [("all-linear", "unmasked"), ("all-linear", "clean tokens"), ("attention", "retry base"), ("attention", "")]
+    tuned = tuple(
+        one._replace(cell=one.cell._replace(targets=targets, variant=variant, tokens=tokens))
+        for targets, variant in named
+        for tokens in (524_288, 4_194_304)
+    )
+    figure = learning_rate.draw(info._replace(tuned=tuned))
+    figure.canvas.draw()
+    titles = {axes.get_title("left") for axes in figure.axes}
+    texts = [artist for artist in figure.findobj(Text) if isinstance(artist, Text)]
+    boxes = [text.get_window_extent() for text in texts if text.get_text() in titles]
+    assert len(boxes) == len(tuned)
+    assert not [(a, b) for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
 
 
 def test_learning_rate_agrees_with_what_the_sweeps_use(tuning: pd.DataFrame, tmp_path: Path) -> None:
