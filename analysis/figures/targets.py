@@ -1,5 +1,6 @@
 """The target sets figure: both skills against trainable parameters, a curve for each set of adapted matrices."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -20,6 +21,9 @@ _MARKS = {
 """Colours of Okabe and Ito, and marks that differ where colours do not."""
 # The probe is so far below all adapters that they could not be told apart beside it.
 _LEVELS = {"correction": (Role.CONTROL, Role.FULL), "detection": (Role.FULL,)}
+# Ranks that make sets equally large leave sizes a few hundredths apart; marks of neighbours are drawn a tenth apart.
+_SAME_SIZE = 1.03
+_STEP = 1.1
 
 
 class TargetCurve(NamedTuple):
@@ -76,8 +80,8 @@ def describe(info: TargetsInfo) -> str:
     mask = " without loss on mistakes" if "correction" in info.panels else ""
     return (
         f"Adapters on sets of matrices{mask}, each mark with its rank; what stands above another on a vertical line is "
-        "better for the same number of trained parameters. Dashed, with their intervals: full fine-tuning, for "
-        "correction the control too."
+        "better for the same number of trained parameters (marks of sets as large as one another stand side by side). "
+        "Dashed, with their intervals: full fine-tuning, for correction the control too."
     )
 
 
@@ -114,19 +118,45 @@ def draw(info: TargetsInfo) -> Figure:
     return figure
 
 
+def side_by_side(curves: Sequence[TargetCurve]) -> dict[tuple[str, str], tuple[float, bool]]:
+    """Return where each mark stands, by set and text: its place on the axis, and whether its text goes to the left.
+
+    A mark stands at its number of parameters, but where sets are as large as one another their intervals would
+    cover each other; there they are spread around that number.
+    """
+    marks = sorted(
+        (point.params, at, curve.targets, point.text) for at, curve in enumerate(curves) for point in curve.points
+    )
+    groups: list[list[tuple[float, int, str, str]]] = []
+    for mark in marks:
+        if groups and mark[0] <= groups[-1][0][0] * _SAME_SIZE:
+            groups[-1].append(mark)
+        else:
+            groups.append([mark])
+    places = {}
+    for group in groups:
+        for at, (params, _, targets, text) in enumerate(sorted(group, key=lambda mark: mark[1])):
+            alone = len(group) == 1
+            places[targets, text] = (params * _STEP ** (at - (len(group) - 1) / 2), not alone and at % 2 == 0)
+    return places
+
+
 def _draw_panel(axes: Axes, panel: TargetPanel) -> None:
+    places = side_by_side(panel.curves)
     for reference in panel.references:
         axes.axhline(reference.interval.value, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.axhspan(reference.interval.low, reference.interval.high, color=MUTED, alpha=0.08, linewidth=0, zorder=0)
     for curve in panel.curves:
         colour, marker = _MARKS[curve.targets]
-        params, values = [point.params for point in curve.points], [point.interval.value for point in curve.points]
+        xs = [places[curve.targets, point.text][0] for point in curve.points]
+        values = [point.interval.value for point in curve.points]
         bars = error_bars([point.interval for point in curve.points])
         style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.2, "label": curve.targets}
-        axes.errorbar(params, values, yerr=bars, elinewidth=1, zorder=3, **style)
-        for point in curve.points:
-            place = {"xytext": (4, 5), "textcoords": "offset points", "ha": "left"}
-            axes.annotate(point.text, (point.params, point.interval.value), **place, color=colour, fontsize=7.5)
+        axes.errorbar(xs, values, yerr=bars, elinewidth=1, zorder=3, **style)
+        for x, point in zip(xs, curve.points, strict=True):
+            left = places[curve.targets, point.text][1]
+            place = {"xytext": (-4 if left else 4, 5), "textcoords": "offset points", "ha": "right" if left else "left"}
+            axes.annotate(point.text, (x, point.interval.value), **place, color=colour, fontsize=7.5)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())

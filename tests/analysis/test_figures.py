@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 
 from analysis.figures import headline, learning_rate, targets
 from analysis.rows import rows_of
 from analysis.style import SKILL_COLOURS, render, spread
-from analysis.summary import Interval
+from analysis.summary import Counts, Interval
 from analysis.table import arm_rows, to_frame, to_rows, write_results
 from peft_study.igsm.families import NANO
 from peft_study.study.config import build_config
@@ -124,6 +124,33 @@ def test_targets_has_a_curve_for_each_set_of_matrices(made: SimpleNamespace) -> 
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert {"r1", "r4", "r16", "control", "full fine-tuning"} == set(texts)
     assert "Dashed" in targets.describe(info)
+
+
+def test_sets_as_large_as_one_another_stand_side_by_side() -> None:
+    interval = Interval(0.5, 0.4, 0.6)
+
+    def curve(targets_name: str, **params: int) -> targets.TargetCurve:
+        points = tuple(headline.Point(text, number, interval) for text, number in params.items())
+        return targets.TargetCurve(targets_name, points)
+
+    curves = (
+        curve("all-linear", r4=57_600, r16=228_096),
+        curve("mlp", r28=226_560),
+        curve("qv", r18=56_000, r80=240_000),
+    )
+    places = targets.side_by_side(curves)
+    # Three percent are as large; five are not.
+    assert places["qv", "r80"] == (240_000, False)
+    assert places["all-linear", "r16"][0] < 226_560 < 228_096 < places["mlp", "r28"][0]
+    assert places["all-linear", "r4"][0] < places["qv", "r18"][0]
+    assert [places[key][1] for key in (("all-linear", "r16"), ("mlp", "r28"))] == [True, False]
+    # The figure stands by them.
+    info = targets.TargetsInfo(
+        {"correction": targets.TargetPanel(curves, (), HEADLINE)}, Counts((1, 1), (1, 1), 1, 0, 0, 0, 0, (), ())
+    )
+    (axes,) = targets.draw(info).axes
+    drawn = {(text.get_text(), text.xy[0]) for text in axes.texts if isinstance(text, Annotation)}
+    assert drawn == {(text, x) for (_, text), (x, _) in places.items()}
 
 
 def test_headline_hangs_full_fine_tuning_on_what_learns_alike(made: SimpleNamespace) -> None:
