@@ -136,8 +136,9 @@ def side_by_side(curves: Sequence[TargetCurve]) -> dict[tuple[str, str], tuple[f
     places = {}
     for group in groups:
         for at, (params, _, targets, text) in enumerate(sorted(group, key=lambda mark: mark[1])):
-            alone = len(group) == 1
-            places[targets, text] = (params * _STEP ** (at - (len(group) - 1) / 2), not alone and at % 2 == 0)
+            # Texts of neighbours go to either side in turn.
+            to_left = len(group) > 1 and at % 2 == 0
+            places[targets, text] = (params * _STEP ** (at - (len(group) - 1) / 2), to_left)
     return places
 
 
